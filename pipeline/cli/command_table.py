@@ -72,7 +72,7 @@ _ENTRIES = (
         "labels",
         PEOPLE,
         "collect",
-        "Show how far a collection is and how people agree; export and verify labels; drop pairs, close, add people.",
+        "Show how far a collection is and how people agree; export, import, verify labels; drop pairs, close; people.",
     ),
     VerbEntry("doctor", MACHINE, "machine", "Check the environment; exit 1 when something needed is missing."),
     VerbEntry("docs", MACHINE, "machine", "Write the reference of all verbs as Markdown.", is_hidden=True),

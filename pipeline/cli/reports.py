@@ -129,19 +129,29 @@ def compare_refs(store: Store, first: str, second: str, report: str | None = Non
             raise PipelineError(
                 Problem(f"`{one}` is a report and `{other}` is not", "two reports, or two models of one")
             )
-    from pipeline.evaluation.pairwise import compare_samples, pairs_of  # loads scipy
-
     chosen = _report_with(store, (first, second), report)
     content, samples = _read(chosen.artifact)
-    pairs = pairs_of([(sample, sample) for sample in samples], content)
+    pairs = [(sample, sample) for sample in samples]
     notes = [*chosen.notes, *_sample_note(chosen.artifact, content), *content.warnings]
-    return [compare_samples(pairs, chosen.names, (first, second), chosen.artifact.ref, notes)]
+    return _compared(pairs, content, {(first, second): chosen.names}, chosen.artifact.ref, notes)
+
+
+def _compared(
+    pairs: Sequence[tuple[Sample, Sample]],
+    report: Report,
+    names: Mapping[tuple[str, str], tuple[str, str]],
+    source: str,
+    notes: Sequence[str],
+) -> list[Comparison]:
+    """Compare two models on paired samples, for each pair of labels of the output and names of the samples."""
+    from pipeline.evaluation.pairwise import compare_samples, pairs_of  # loads scipy
+
+    combined = pairs_of(pairs, report)
+    return [compare_samples(combined, own, label, source, notes) for label, own in names.items()]
 
 
 def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
     """Compare the models that two reports share, on the prompts that both have."""
-    from pipeline.evaluation.pairwise import compare_samples, pairs_of  # loads scipy
-
     reports = [_read(first), _read(second)]
     shared = [name for name in reports[0][0].models if name in reports[1][0].models]
     if not shared:
@@ -156,7 +166,6 @@ def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
     both = [(sample, others[key]) for key, sample in _by_prompt(reports[0][1]).items() if key in others]
     if not both:
         raise PipelineError(Problem(f"{first.ref} and {second.ref} share no prompt", "prompts that are in both"))
-    pairs, source = pairs_of(both, reports[0][0]), f"{first.ref} and {second.ref}"
     notes = []
     for artifact, (content, samples) in zip((first, second), reports, strict=True):
         notes += [*_sample_note(artifact, content), *(f"{artifact.ref}: {warning}" for warning in content.warnings)]
@@ -164,10 +173,8 @@ def _compare_reports(first: Artifact, second: Artifact) -> list[Comparison]:
             left = len(samples) - len(both)
             what = "prompt is" if left == 1 else "prompts are"
             notes.append(f"{left:,} {what} in {artifact.ref} only, and left out")
-    labels = [(f"{name} in {first.ref}", f"{name} in {second.ref}") for name in shared]
-    return [
-        compare_samples(pairs, (name, name), label, source, notes) for name, label in zip(shared, labels, strict=True)
-    ]
+    names = {(f"{name} in {first.ref}", f"{name} in {second.ref}"): (name, name) for name in shared}
+    return _compared(both, reports[0][0], names, f"{first.ref} and {second.ref}", notes)
 
 
 def _sample_note(artifact: Artifact, report: Report) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypedDict, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item, text_of
 from pipeline.preferences.labels import VERDICTS, Answer, State
 from pipeline.preferences.probes import is_probe
+from pipeline.preferences.stored_items import ids_of
 from pipeline.records.shapes.turns import Turn
 
 SIGN: Mapping[str, int] = {"first": 1, "second": -1}
@@ -26,7 +27,7 @@ class LabelledPair(TypedDict):
         prompt: turns before the responses.
         chosen: turns of the preferred response.
         rejected: turns of the other response.
-        margin: mean strength of the preference, above 0.
+        margin: mean strength of the preference times the lead of those who share it; 0 for a tie.
     """
 
     prompt: list[Turn]
@@ -61,15 +62,15 @@ def label_table(items: Sequence[Item], state: State) -> LabelTable:
     shape = (len(items), len(names))
     verdict_NA, strength_NA = np.full(shape, -1), np.full(shape, -9)
     left_NA, seconds_NA = np.full(shape, -1), np.full(shape, np.nan)
-    for row, item in enumerate(items):
-        for name, label in state.labels(item.id).items():
+    for row, item in enumerate(ids_of(items)):
+        for name, label in state.labels(item).items():
             sign = SIGN.get(str(label.verdict), 0)
             cell = row, column[name]
             verdict_NA[cell] = VERDICTS.index(cast(Verdict, label.verdict))
             strength_NA[cell] = sign * label.strength
-            if sign:
+            if sign and label.swapped is not None:
                 left_NA[cell] = (sign > 0) != label.swapped
-            seconds_NA[cell] = label.seconds
+            seconds_NA[cell] = np.nan if label.seconds is None else label.seconds
     return LabelTable(names, verdict_NA, strength_NA, left_NA, seconds_NA)
 
 
@@ -77,37 +78,84 @@ def _is_label(item: str, answer: Answer) -> bool:
     return answer.kind == "label" and not is_probe(item)
 
 
-def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], Counter[str]]:
-    """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
+class Decision(NamedTuple):
+    """What the labels of an item say together.
 
-    The rows are conversational, as trl takes them. The response that more people preferred is the chosen one
-    (`margin_of`), as the people who preferred it edited it (`chosen_edit`); the rejected one is as it was. Ties, pairs
-    with both responses good or both bad, split votes, and flagged or dropped pairs give no row.
+    Attributes:
+        verdict: a verdict, or ``split`` when the labels agree on none.
+        margin: positive when the first response is preferred, negative when the second is, 0 for any other verdict.
     """
-    rows: list[LabelledPair] = []
+
+    verdict: str
+    margin: float
+
+
+Decide = Callable[[str, Sequence[Answer]], Decision]
+"""Aggregates the labels of an item, of which there is at least one, into a decision."""
+
+
+def majority(item: str, labels: Sequence[Answer]) -> Decision:
+    """Return the decision of the majority (`margin_of`)."""
+    margin = margin_of(labels)
+    if margin:
+        return Decision("first" if margin > 0 else "second", margin)
+    verdicts = {label.verdict for label in labels}
+    return Decision(str(verdicts.pop()) if len(verdicts) == 1 else "split", 0.0)
+
+
+def decided(items: Sequence[Item], state: State, decide: Decide) -> tuple[list[tuple[int, Decision]], Counter[str]]:
+    """Return the place and the decision of each item with labels; and the number of other items by reason.
+
+    Flagged and dropped items have no decision.
+    """
+    decisions: list[tuple[int, Decision]] = []
     without = Counter[str]()
-    for item in items:
-        labels = list(state.labels(item.id).values())
-        if item.id in state.dropped:
+    for place, name in enumerate(ids_of(items)):
+        labels = list(state.labels(name).values())
+        if name in state.dropped:
             without["dropped"] += 1
-        elif state.is_flagged(item.id):
+        elif state.is_flagged(name):
             without["flagged"] += 1
         elif not labels:
             without["unlabelled"] += 1
-        elif (margin := margin_of(labels)) == 0:
-            verdicts = {label.verdict for label in labels}
-            without[str(verdicts.pop()) if len(verdicts) == 1 else "split"] += 1
         else:
-            chosen, rejected = item.responses if margin > 0 else item.responses[::-1]
-            edit = chosen_edit(labels, "first" if margin > 0 else "second")
-            rows.append(
-                {
-                    "prompt": [turn.copy() for turn in item.prompt],
-                    "chosen": edited(chosen, edit),
-                    "rejected": [turn.copy() for turn in rejected],
-                    "margin": abs(margin),
-                }
-            )
+            decisions.append((place, decide(name, labels)))
+    return decisions, without
+
+
+def exported(
+    items: Sequence[Item], state: State, decide: Decide = majority, *, ties: bool = False
+) -> tuple[list[LabelledPair], Counter[str]]:
+    """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
+
+    The rows are conversational, as trl takes them. The chosen response is as the people who preferred it edited it
+    (`chosen_edit`), the rejected one as it was. Ties, pairs with both responses good or both bad, split votes, and
+    flagged or dropped pairs give no row.
+
+    Args:
+        items: items of the batch.
+        state: labels.
+        decide: aggregates the labels of an item.
+        ties: whether items without a preference make rows of margin 0, the first response as the chosen one.
+    """
+    rows: list[LabelledPair] = []
+    decisions, without = decided(items, state, decide)
+    for place, (verdict, margin) in decisions:
+        if not margin and not ties:
+            without[verdict] += 1
+            continue
+        item = items[place]
+        chosen, rejected = item.responses[::-1] if margin < 0 else item.responses
+        preferred: Verdict = "second" if margin < 0 else "first"
+        edit = chosen_edit(state.labels(item.id).values(), preferred) if margin else ""
+        rows.append(
+            {
+                "prompt": [turn.copy() for turn in item.prompt],
+                "chosen": edited(chosen, edit),
+                "rejected": [turn.copy() for turn in rejected],
+                "margin": abs(margin),
+            }
+        )
     return rows, without
 
 

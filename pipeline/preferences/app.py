@@ -23,13 +23,10 @@ from pipeline.plain_data import JsonObject
 from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice, Details
 from pipeline.preferences.events import FlagKind
 from pipeline.preferences.gate import HEADERS, Endpoint, Gate, Given, HostGuard, Hosts, Nothing, broken, refused
-from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.label_queue import AHEAD, LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
 from pipeline.preferences.lead import LeadApi
 from pipeline.preferences.page_files import PageFile, page_files
 from pipeline.preferences.rate_limit import RateLimit
-
-AHEAD = 2
-"""Number of pairs sent to a browser at a time: the one shown and the next."""
 
 RequestId = Annotated[str, Field(max_length=LONGEST_REQUEST)]
 
@@ -83,7 +80,7 @@ class LabelApi:
         """Return the routes of the API; the gate lets annotators in."""
         answers: dict[str, tuple[type[Given], Callable[[str, Any], JsonObject]]] = {
             "hello": (Nothing, self.hello),
-            "next": (Nothing, lambda name, given: self._following(name)),
+            "next": (Nothing, lambda name, given: self._following(name, has_read=False)),
             "label": (Label, self.label),
             "skip": (Leave, partial(self.leave, "skip")),
             "flag": (Flag, partial(self.leave, "flag")),
@@ -111,8 +108,9 @@ class LabelApi:
         """Take the last answer back, and return its pair before the next ones."""
         return self._following(name, undone=self.queue.undo(name, given.request))
 
-    def _following(self, name: str, **more: Any) -> JsonObject:
-        return {**more, "items": self.queue.next(name, AHEAD), "progress": self.queue.progress(name)}
+    def _following(self, name: str, *, has_read: bool = True, **more: Any) -> JsonObject:
+        items = self.queue.next(name, AHEAD, has_read=has_read)
+        return {**more, "items": items, "progress": self.queue.progress(name, has_read=True)}
 
 
 def make_app(queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts | None = None) -> Starlette:

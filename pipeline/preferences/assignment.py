@@ -7,6 +7,7 @@ closed. Nobody gets an item again that they answered.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.preferences.items import Item
@@ -20,12 +21,12 @@ class Stuck:
     """An open item that the annotators there are cannot complete.
 
     Attributes:
-        item: the item.
+        item: id of the item.
         missing: number of labels it lacks.
         people: number of active annotators who have not answered it.
     """
 
-    item: Item
+    item: str
     missing: int
     people: int
 
@@ -40,16 +41,16 @@ class Assignment:
 
     def __init__(self, batch: Batch, state: State) -> None:
         self.batch, self.state = batch, state
-        self._position = {item.id: place for place, item in enumerate(batch.items)}
-        self._wanted = [batch.wanted(item) for item in batch.items]
-        self._labels = [0] * len(batch.items)
+        self._position = {item: place for place, item in enumerate(batch.ids)}
+        self._wanted = [batch.wanted(item) for item in batch.ids]
+        self._labels = [0] * len(batch.ids)
         self._needed = list(self._wanted)
         self._done, self._full = 0, sum(self._wanted)
         self.probes = ProbeChoice(batch, state, self._position)
         self.probes.update(state.given)
         # By annotator: the items before this place are answered by them, or need no labels.
         self._first: dict[str, int] = defaultdict(int)
-        self._update(set(self._position))
+        self._update(state.given.keys() | state.dropped.keys())
         state.take_touched()
 
     def update(self) -> None:
@@ -58,15 +59,19 @@ class Assignment:
         self.probes.update(touched)
         self._update(touched)
 
-    def _update(self, items: set[str]) -> None:
+    def _update(self, items: Iterable[str]) -> None:
+        given = self.state.given
         for item in items:
             place = self._position.get(item)
             if place is None:  # of data that has changed since
                 continue
             self._done -= self._labels[place]
             self._full -= self._needed[place]
-            self._labels[place] = min(len(self.state.labels(item)), self._wanted[place])
-            is_out = item in self.state.dropped or self.state.is_flagged(item)
+            kinds = [answer.kind for answer in given[item].values()] if item in given else ()
+            self._labels[place] = min(kinds.count("label"), self._wanted[place])
+            is_out = "flag" in kinds or item in self.state.dropped
+            if self.batch.probes.repeats and not is_out:
+                is_out = self.state.is_flagged(item)  # perhaps when it was shown again
             self._needed[place] = self._labels[place] if is_out else self._wanted[place]
             self._done += self._labels[place]
             self._full += self._needed[place]
@@ -89,7 +94,7 @@ class Assignment:
         place = self._position.get(item)
         return place is not None and not self.state.is_closed and self._is_open(place)
 
-    def next(self, annotator: str, now: float, count: int) -> list[Item]:
+    def next(self, annotator: str, now: float, count: int, answered: str = "") -> list[Item]:
         """Return the next items of an annotator, with probes among them.
 
         First the one whose answer they took back, then those reserved for them, then those that need labels. Leases of
@@ -99,6 +104,7 @@ class Assignment:
             annotator: name of the annotator.
             now: Unix time.
             count: number of items, at most.
+            answered: item whose answer is being recorded and is not yet in the state; it is left out.
         """
         if self.state.is_closed:
             return []
@@ -106,22 +112,22 @@ class Assignment:
         leased = self.state.leased_to.get(annotator, {})
         reserved = [undone] if undone else []
         reserved += [item for item, until in leased.items() if until > now and item != undone]
-        reserved = [item for item in reserved if self.is_open(item)][:count]
+        reserved = [item for item in reserved if self.is_open(item) and item != answered][:count]
         chosen = list(reserved)
         own = self.state.answers.get(annotator, {})
         place = self._first[annotator]
         is_start = True
-        while place < len(self.batch.items) and len(chosen) < count:
-            item = self.batch.items[place].id
+        while place < len(self.batch.ids) and len(chosen) < count:
+            item = self.batch.ids[place]
             is_passed = not self._is_open(place) or item in own
             if is_start and is_passed:
                 self._first[annotator] = place + 1
             else:
                 is_start = False
-            if not is_passed and item not in chosen and self.is_free(item, annotator, now):
+            if not is_passed and item not in chosen and item != answered and self.is_free(item, annotator, now):
                 chosen.append(item)
             place += 1
-        mixed = self.probes.mixed(annotator, reserved, chosen[len(reserved) :], count)
+        mixed = self.probes.mixed(annotator, reserved, chosen[len(reserved) :], count, answered)
         return [item for item in map(self.item, mixed) if item is not None]
 
     def item(self, item: str) -> Item | None:
@@ -142,11 +148,11 @@ class Assignment:
         """Return the open items that the active annotators cannot complete, in the order of the batch."""
         active = set(self.state.active())
         stuck = []
-        for place, item in enumerate(self.batch.items):
+        for place, item in enumerate(self.batch.ids):
             missing = self._needed[place] - self._labels[place]
             if missing <= 0 or self.state.is_closed:
                 continue
-            people = len(active - self.state.given.get(item.id, {}).keys())
+            people = len(active - self.state.given.get(item, {}).keys())
             if people < missing:
-                stuck.append(Stuck(item, missing, people))
+                stuck.append(Stuck(self.batch.ids[place], missing, people))
         return stuck

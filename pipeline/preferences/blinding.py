@@ -31,5 +31,10 @@ def uniform(salt: str, *parts: str) -> float:
     return int.from_bytes(_keyed(salt, *parts)[:8], "big") / 2**64
 
 
+def pseudonym(salt: str, annotator: str) -> str:
+    """Return the name of an annotator in an export that hides names: the same in every export of the batch."""
+    return f"person-{_keyed(salt, 'name', annotator).hex()[:8]}"
+
+
 def _keyed(salt: str, *parts: str) -> bytes:
     return hmac.new(salt.encode(), "\0".join(parts).encode(), hashlib.sha256).digest()

@@ -5,8 +5,7 @@ Knows nothing of where they are kept (`ledger.py`) or of what follows from them 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 EventKind = Literal[
     "batch", "guidelines", "annotator", "access", "lease", "label", "skip", "flag", "undo", "drop", "close"
@@ -43,14 +42,15 @@ class EventBody(TypedDict, total=False):
         until: `lease` and `undo`: Unix time at which the lease ends.
         verdict: `label`: the choice.
         strength: `label`: strength of the preference, 1 to 3.
-        seconds: `label`: time the choice took.
-        swapped: `label`: whether the second response was on the left.
+        seconds: `label`: time the choice took; None of an imported label that does not say.
+        swapped: `label`: whether the second response was on the left; None of an imported label that does not say.
         reason: `skip`, `flag` and `drop`: the reason given.
         comment: `label`: what the person wrote about the pair.
         edit: `label`: the preferred response as the person wants it, the text of its last turn.
         flag: `flag`: what is wrong with the pair.
         event: `undo`: number of the event that is undone.
         request: `label`, `skip`, `flag`, `undo`: id that the browser gave the request, the same when it sends it again.
+        source: `label`, `skip`, `flag`: name of the file from which it was imported.
         closed: `close`: whether the batch ends with the labels it has, or goes on.
     """
 
@@ -67,14 +67,15 @@ class EventBody(TypedDict, total=False):
     until: float
     verdict: Verdict
     strength: int
-    seconds: float
-    swapped: bool
+    seconds: float | None
+    swapped: bool | None
     reason: str
     comment: str
     edit: str
     flag: FlagKind
     event: int
     request: str
+    source: str
     closed: bool
 
 
@@ -82,8 +83,7 @@ NewEvent = tuple[EventKind, EventBody]
 """Kind and body of an event that is appended."""
 
 
-@dataclass(frozen=True)
-class LedgerEvent:
+class LedgerEvent(NamedTuple):
     """One event of the ledger.
 
     Attributes:

@@ -29,6 +29,9 @@ SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
 
 STRONGEST = 3
+AHEAD = 2
+"""Number of pairs that are reserved for an annotator at a time: the one shown and the next."""
+
 LONGEST_REASON = 1000
 LONGEST_REQUEST = 64
 """Most characters of a reason, and of a request's id."""
@@ -192,21 +195,37 @@ class LabelQueue:
                     return None if person.access == "revoked" else Caller(name, person.access, person.role)
         return None
 
-    def next(self, annotator: str, count: int = 1) -> list[ShownPair]:
-        """Return the next pairs for an annotator, as they are shown, and lease them to the annotator for `LEASE_S`."""
-        given: list[Item] = []
+    def next(self, annotator: str, count: int = 1, *, has_read: bool = False) -> list[ShownPair]:
+        """Return the next pairs for an annotator, as they are shown, and lease them to the annotator for `LEASE_S`.
+
+        Args:
+            annotator: name of the annotator.
+            count: number of pairs, at most.
+            has_read: whether this annotator's answer has just been recorded. The same transaction has reserved the next
+                pairs, so the ledger is not asked again, unless one is missing.
+        """
+        if has_read:
+            with self._turn:
+                given = self._assignment.next(annotator, time.time(), count)
+                if len(given) == count and not self._lease(self._state, annotator, given):
+                    return [shown_pair(item, annotator, self._state.salt) for item in given]
+        given = []
         salts: list[str] = []
 
         def decide(state: State) -> NewEvent | None:
-            now = time.time()
             salts[:] = [state.salt]
-            given[:] = self._assignment.next(annotator, now, count)
-            leased = state.leased_to.get(annotator, {})
-            late = [item.id for item in given if leased.get(item.id, 0) < now + LEASE_S / 2]
-            return ("lease", {"annotator": annotator, "items": late, "until": now + LEASE_S}) if late else None
+            given[:] = self._assignment.next(annotator, time.time(), count)
+            return self._lease(state, annotator, given)
 
         self._append(decide)
         return [shown_pair(item, annotator, salts[0]) for item in given]
+
+    def _lease(self, state: State, annotator: str, items: list[Item]) -> NewEvent | None:
+        """Return the event that reserves items; None when all are reserved for half of `LEASE_S` and more."""
+        now = time.time()
+        leased = state.leased_to.get(annotator, {})
+        late = [item.id for item in items if leased.get(item.id, 0) < now + LEASE_S / 2]
+        return ("lease", {"annotator": annotator, "items": late, "until": now + LEASE_S}) if late else None
 
     def label(self, annotator: str, item: str, side: str, strength: int, seconds: float, request: str = "") -> None:
         """Record a choice.
@@ -296,15 +315,17 @@ class LabelQueue:
         self._append(decide)
         return undone[0] if undone else None
 
-    def progress(self, annotator: str = "") -> Progress:
+    def progress(self, annotator: str = "", *, has_read: bool = False) -> Progress:
         """Return the number of labels given and needed, and the number of answers of an annotator.
 
         Args:
             annotator: whom it is told; the numbers do not say which items were probes. Empty for the numbers as they
                 are.
+            has_read: whether the ledger was read just now and is not to be read again.
         """
         with self._turn:
-            self._read()
+            if not has_read:
+                self._read()
             done, wanted = self._assignment.progress()
             if annotator:
                 done, wanted = self._assignment.probes.told_progress(done, wanted)
@@ -319,8 +340,8 @@ class LabelQueue:
         request: str,
         body: Callable[[State, str], EventBody],
     ) -> None:
-        def decide(state: State) -> NewEvent | None:
-            item = state.shown.get(annotator, {}).get(shown)
+        def decide(state: State) -> list[NewEvent] | None:
+            item = state.item_of(annotator, shown)
             if item is None or self._assignment.item(item) is None:
                 expected = "one that was handed out to you"
                 raise PipelineError(Problem("this pair was not handed to you", expected, "reload the page"))
@@ -331,20 +352,22 @@ class LabelQueue:
                 raise PipelineError(Problem("this pair was answered", "one answer of a person", "undo it to change it"))
             if not self._assignment.is_open(item):
                 raise PipelineError(Problem(_why_not_open(state, item), remedy="reload the page for the next pair"))
-            lease = state.leased_to.get(annotator, {}).get(item)
-            if lease is None or (lease < time.time() and not self._assignment.is_free(item, annotator, time.time())):
+            until = state.leased_to.get(annotator, {}).get(item)
+            if until is None or (until < time.time() and not self._assignment.is_free(item, annotator, time.time())):
                 statement = "this pair was reserved for you for ten minutes and has gone to somebody else"
                 raise PipelineError(Problem(statement, remedy="reload the page for the next pair"))
             sent = {"request": request} if request else {}
-            return kind, cast(EventBody, {**body(state, item), **sent, "annotator": annotator, "item": item})
+            answer = cast(EventBody, {**body(state, item), **sent, "annotator": annotator, "item": item})
+            following = self._assignment.next(annotator, time.time(), AHEAD, answered=item)
+            lease = self._lease(state, annotator, following)
+            return [(kind, answer), lease] if lease else [(kind, answer)]
 
         self._append(decide)
 
-    def _append(self, decide: Callable[[State], NewEvent | None]) -> None:
+    def _append(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> None:
         with self._turn:
-            written = self.ledger.append(lambda events: decide(self._take(events)), self._state.number)
-            if written is not None:
-                self._take([written])
+            written = self.ledger.append(lambda events: decide(self._take(events)), self._state.last_event)
+            self._take(written)
 
 
 def check_name(name: str) -> None:

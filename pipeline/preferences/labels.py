@@ -9,21 +9,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
+from functools import cached_property
+from typing import NamedTuple, get_args
 
 from pipeline.preferences.blinding import blinded_id
 from pipeline.preferences.details import Details, details_of
 from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Role, Verdict
 from pipeline.preferences.items import Item, wanted
 from pipeline.preferences.probes import NO_PROBES, REPEAT, ProbePlan, repeated
+from pipeline.preferences.stored_items import ids_of
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LEASE_S = 600.0
 """Seconds for which a pair is reserved for the annotator it was shown to."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer of one annotator to one item.
 
     Attributes:
@@ -31,8 +32,8 @@ class Answer:
         kind: `label`, `skip` or `flag`.
         verdict: verdict of a label; None for a skip or a flag.
         strength: strength of a preference, 1 to 3.
-        seconds: time a label took.
-        swapped: whether the second response was on the left.
+        seconds: time a label took; None of an imported label whose time nobody noted.
+        swapped: whether the second response was on the left; None of an imported label whose sides nobody noted.
         reason: reason for a skip or a flag.
         guidelines: version of the guidelines that the annotator saw; empty without guidelines.
         request: id that the browser gave the request.
@@ -43,8 +44,8 @@ class Answer:
     kind: EventKind
     verdict: Verdict | None = None
     strength: int = 1
-    seconds: float = 0.0
-    swapped: bool = False
+    seconds: float | None = 0.0
+    swapped: bool | None = False
     reason: str = ""
     guidelines: str = ""
     request: str = ""
@@ -71,15 +72,15 @@ class State:
     """The state after a number of events.
 
     Attributes:
-        number: number of the last event.
-        head: hash of the last event.
+        last_event: the last event; None before the first.
         salt: secret of the batch; empty before the app was opened for the first time.
         guidelines: version of the guidelines that are shown; empty without guidelines.
         people: annotators by name.
         answers: answers that were not undone, by annotator, by item.
         given: the same answers by item, by annotator.
         leases: end of each lease in Unix time, by item, by annotator.
-        shown: items that were handed out, by annotator, by the id that the annotator's browser knows.
+        shown: items that were handed out, by annotator, by the id that the annotator's browser knows; see `item_of`.
+        handed: items that were handed out and are not in `shown` yet, by annotator.
         dropped: reasons of the items that need no labels any more, by item.
         is_closed: whether the batch ends with the labels it has.
         undone: item whose answer an annotator took back last, by annotator; it is shown again first.
@@ -87,8 +88,7 @@ class State:
         touched: items that events concerned since the last call of `take_touched`.
     """
 
-    number: int = 0
-    head: str = ""
+    last_event: LedgerEvent | None = None
     salt: str = ""
     guidelines: str = ""
     people: dict[str, Person] = field(default_factory=dict)
@@ -97,16 +97,27 @@ class State:
     leases: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     leased_to: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     shown: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    handed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     dropped: dict[str, str] = field(default_factory=dict)
     is_closed: bool = False
     undone: dict[str, str] = field(default_factory=dict)
     requests: dict[str, str] = field(default_factory=dict)
     touched: set[str] = field(default_factory=set)
 
+    @property
+    def number(self) -> int:
+        """Number of the last event; 0 before the first."""
+        return self.last_event.number if self.last_event else 0
+
+    @property
+    def head(self) -> str:
+        """Hash of the last event; empty before the first."""
+        return self.last_event.hash if self.last_event else ""
+
     def take(self, events: Iterable[LedgerEvent]) -> State:
         """Apply further events, and return this state."""
         for event in events:
-            self.number, self.head = event.number, event.hash
+            self.last_event = event
             if event.body:  # else a corrupted row, which `Ledger.problems` reports
                 self._take(event.kind, event.body, event.number)
         return self
@@ -128,8 +139,6 @@ class State:
     def _take_batch(self, kind: EventKind, body: EventBody) -> None:
         if kind == "batch":
             self.salt = body["salt"]
-            for annotator, items in self.leased_to.items():  # leases of a ledger that had no secret yet
-                self.shown[annotator] |= {blinded_id(self.salt, annotator, item): item for item in items}
         elif kind == "guidelines":
             self.guidelines = body["guidelines"]
         elif kind == "annotator":
@@ -161,7 +170,7 @@ class State:
 
     def _lease(self, item: str, annotator: str, until: float) -> None:
         self.leases[item][annotator] = self.leased_to[annotator][item] = until
-        self.shown[annotator][blinded_id(self.salt, annotator, item)] = item
+        self.handed[annotator].append(item)
         self.touched |= {item, repeated(item)}
 
     def _release(self, item: str, annotator: str) -> None:
@@ -181,6 +190,13 @@ class State:
         """Return the items that events concerned since the last call."""
         touched, self.touched = self.touched, set()
         return touched
+
+    def item_of(self, annotator: str, shown: str) -> str | None:
+        """Return the item that an annotator's browser knows under an id; None if it was not handed out to them."""
+        items = self.shown[annotator]
+        for item in self.handed.pop(annotator, ()):  # ids are computed when somebody asks, which a report never does
+            items[blinded_id(self.salt, annotator, item)] = item
+        return items.get(shown)
 
     def last(self, annotator: str) -> tuple[str, Answer] | None:
         """Return the item and answer that an annotator gave last; None without answers."""
@@ -221,6 +237,11 @@ class Batch:
     overlap: float = 0.0
     probes: ProbePlan = NO_PROBES
 
-    def wanted(self, item: Item) -> int:
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        """Ids of the items, in their order."""
+        return ids_of(self.items)
+
+    def wanted(self, item: str) -> int:
         """Return the number of labels an item needs."""
-        return wanted(item.id, self.per_item, self.overlap)
+        return wanted(item, self.per_item, self.overlap) if self.overlap else self.per_item

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,9 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
 from pipeline.preferences.anchors import Anchor, ledger_file
 from pipeline.preferences.events import EventBody, LedgerEvent, NewEvent
+
+_READER = "trueup_reader"
+"""Execution option of a connection that only reads."""
 
 GENESIS = "0" * 64
 """The hash before the first event of a batch."""
@@ -44,8 +47,12 @@ _EVENTS = sa.Table(
 )
 
 
-Decide = Callable[[list[LedgerEvent]], NewEvent | None]
-"""Returns the kind and body of the next event, given the events so far; None appends none."""
+_READ = tuple(_EVENTS.c[name] for name in ("number", "at", "kind", "body", "hash"))
+
+_decode = json.JSONDecoder().decode
+
+Decide = Callable[[list[LedgerEvent]], NewEvent | Sequence[NewEvent] | None]
+"""Returns kind and body of the next event, or of the next ones, given the events so far; None appends none."""
 
 
 def default_url(store: Path) -> str:
@@ -68,6 +75,11 @@ class Ledger:
         self.url, self.batch = url, batch
         with _database_errors(url):
             self._engine = _engine(url)
+            # PostgreSQL reads one snapshot in one statement, so a reader needs no transaction there.
+            is_file = self._engine.dialect.name == "sqlite"
+            self._readers = self._engine.execution_options(
+                **{_READER: True}, **({} if is_file else {"isolation_level": "AUTOCOMMIT"})
+            )
             with self._engine.begin() as connection:
                 _take_turns(connection)
                 _METADATA.create_all(connection)
@@ -76,28 +88,27 @@ class Ledger:
         """Close the connections to the database."""
         self._engine.dispose()
 
-    def append(self, decide: Decide, after: int = 0) -> LedgerEvent | None:
-        """Append the event that ``decide`` returns; append nothing when it returns None.
+    def append(self, decide: Decide, after: LedgerEvent | None = None) -> list[LedgerEvent]:
+        """Append the events that ``decide`` returns, all or none of them; append nothing when it returns None.
 
         Args:
             decide: called with the events after ``after``, inside the transaction; returns kind and body.
-            after: number of the last event the caller knows.
+            after: the last event the caller knows; None calls ``decide`` with all events.
 
         Returns:
-            The event as it was written.
+            The events as they were written.
 
         Raises:
             PipelineError: the database cannot be written.
         """
         with _database_errors(self.url), self._engine.begin() as connection:
             _take_turns(connection)
-            known = self._read(connection, after)
-            event = decide(known)
-            if event is None:
-                return None
-            last = known[-1] if known else self._last(connection)
-            (written,) = self._write(connection, [event], last)
-        return written
+            known = self._read(connection, after.number if after else 0)
+            decided = decide(known)
+            if decided is None:
+                return []
+            events = [cast(NewEvent, decided)] if isinstance(decided[0], str) else cast(Sequence[NewEvent], decided)
+            return self._write(connection, events, known[-1] if known else after)
 
     def extend(self, events: Iterable[NewEvent]) -> None:
         """Append events in one transaction, all or none of them: for an import.
@@ -123,14 +134,19 @@ class Ledger:
             connection.execute(_EVENTS.insert(), rows)
         return written
 
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with _database_errors(self.url), self._readers.connect() as connection:
+            yield connection
+
     def last(self) -> LedgerEvent | None:
         """Return the last event; None of an empty ledger."""
-        with _database_errors(self.url), self._engine.connect() as connection:
+        with self._reading() as connection:
             return self._last(connection)
 
     def events(self, after: int = 0, until: int | None = None) -> list[LedgerEvent]:
         """Return the events with numbers above ``after``, up to and including ``until``, in order."""
-        with _database_errors(self.url), self._engine.connect() as connection:
+        with self._reading() as connection:
             return self._read(connection, after, until)
 
     def problems(self, anchors: Iterable[Anchor] = ()) -> list[str]:
@@ -159,11 +175,11 @@ class Ledger:
         return problems
 
     def _read(self, connection: Connection, after: int, until: int | None = None) -> list[LedgerEvent]:
-        wanted = sa.select(_EVENTS).where(_EVENTS.c.batch == self.batch, _EVENTS.c.number > after)
+        wanted = sa.select(*_READ).where(_EVENTS.c.batch == self.batch, _EVENTS.c.number > after)
         if until is not None:
             wanted = wanted.where(_EVENTS.c.number <= until)
         rows = connection.execute(wanted.order_by(_EVENTS.c.number))
-        return [LedgerEvent(row.number, row.at, row.kind, _parsed(row.body), row.hash) for row in rows]
+        return [LedgerEvent(number, at, kind, _parsed(body), head) for number, at, kind, body, head in rows.tuples()]
 
     def _last(self, connection: Connection) -> LedgerEvent | None:
         number = connection.execute(
@@ -188,7 +204,9 @@ def _engine(url: str) -> Engine:
 
         @sa.event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            # A reader sees the log as it was when it began, and neither waits for a writer nor delays one.
+            is_reader = connection.get_execution_options().get(_READER, False)
+            connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
 
         return engine
     return sa.create_engine(parsed_url, pool_pre_ping=True)
@@ -203,7 +221,7 @@ def _take_turns(connection: Connection) -> None:
 def _parsed(body: str) -> EventBody:
     """Parse the body of an event; return an empty body for a corrupted row, which `problems` reports."""
     try:
-        fields = json.loads(body)
+        fields = _decode(body)
     except ValueError:
         return {}
     return cast(EventBody, fields) if isinstance(fields, dict) else {}

@@ -58,7 +58,9 @@ class ProbeChoice:
         is_out = pair in self.state.dropped or self.state.is_flagged(pair)
         return not is_out and self.item(probe) is not None
 
-    def mixed(self, annotator: str, reserved: Sequence[str], fresh: Sequence[str], count: int) -> list[str]:
+    def mixed(
+        self, annotator: str, reserved: Sequence[str], fresh: Sequence[str], count: int, answered: str = ""
+    ) -> list[str]:
         """Return the next items of a person: those reserved for them, then others, with probes among these.
 
         Without an item of the batch there is no probe either: whoever has nothing left to label is done.
@@ -68,11 +70,12 @@ class ProbeChoice:
             reserved: ids that are theirs already.
             fresh: ids of further items of the batch.
             count: number of items, at most.
+            answered: item whose answer is being recorded and is not yet in the state.
         """
         chosen, left = list(reserved), list(fresh)
-        answered = len(self.state.answers.get(annotator, ()))
+        before = len(self.state.answers.get(annotator, ())) + bool(answered)
         while left and len(chosen) < count:
-            probe = self._probe(annotator, answered + len(chosen), chosen) if self.plan.share else None
+            probe = self._probe(annotator, before + len(chosen), [*chosen, answered]) if self.plan.share else None
             chosen.append(probe or left.pop(0))
         return chosen
 
@@ -121,4 +124,4 @@ class ProbeChoice:
     @cached_property
     def _planned(self) -> int:
         """Number of labels that are needed, if nobody flags an item, with those of probes."""
-        return math.ceil(sum(self.batch.wanted(item) for item in self.batch.items) / (1 - self.plan.share))
+        return math.ceil(sum(map(self.batch.wanted, self.batch.ids)) / (1 - self.plan.share))

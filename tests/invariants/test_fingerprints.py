@@ -34,6 +34,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
 }
 TRAINING = [name for name, fields in COMPLETE.items() if "train" in KINDS[name].config.model_fields]
 OTHER_VALUES: dict[str, Any] = {
+    "aggregate": "dawid_skene",
     "algorithm": None,  # there is only one
     "special_tokens": ("<|x|>",),
     "chat_template": "x",

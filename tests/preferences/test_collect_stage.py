@@ -149,6 +149,16 @@ def test_what_cannot_be_collected_is_one_line(people: Path, call: Any, case: str
     assert told in ended.stderr and len(ended.stderr.strip().splitlines()) == 1
 
 
+def test_the_items_follow_the_data(people: Path, call: Any) -> None:
+    """What is kept of the data is not used any more once the data has changed."""
+    line = ("labels", "status", people, "labels", "--store", people.parent / "store")
+    for _ in range(2):
+        assert "0 of 6 labels of 6 pairs" in call(*line, cwd=people.parent).stdout
+    rows = (people.parent / "answers.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (people.parent / "answers.jsonl").write_text("".join(rows[:4]), encoding="utf-8")
+    assert "0 of 4 labels of 4 pairs" in call(*line, cwd=people.parent).stdout
+
+
 def test_agreement_is_shown_where_pairs_are_labelled_several_times(people: Path, call: Any) -> None:
     store = people.parent / "store"
     several = ("--set", "stages.labels.labels_per_item=2")

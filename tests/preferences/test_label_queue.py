@@ -11,7 +11,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.preferences import label_queue
 from pipeline.preferences.items import items_of
-from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.label_queue import AHEAD, LabelQueue
 from pipeline.preferences.labels import LEASE_S, Batch, State
 from pipeline.preferences.ledger import Ledger
 
@@ -162,3 +162,28 @@ def test_readers_and_writers_at_once_break_nothing(make: Any) -> None:
     assert queue.progress() == {"done": 240, "wanted": 240, "own": 0, "closed": False}
     state = State().take(queue.ledger.events())
     assert all(len(state.labels(item.id)) == 2 for item in queue.batch.items)
+
+
+def test_a_label_reserves_what_comes_next_in_its_own_transaction(make: Any) -> None:
+    queue = make(count=6)
+    shown, _ = queue.next("ada", AHEAD)
+    queue.label("ada", shown["item"], "left", 1, 1.0)
+    events = queue.ledger.events()
+    assert [event.kind for event in events[-2:]] == ["label", "lease"]
+    following = queue.next("ada", AHEAD, has_read=True)
+    assert queue.ledger.last() == events[-1]  # nothing was written for it
+    assert following == queue.next("ada", AHEAD) and shown["item"] not in [one["item"] for one in following]
+    others = make(count=6).next("grace", 6)
+    assert len(others) == 3  # one is labelled, two are ada's
+
+
+def test_a_label_that_cannot_be_written_leaves_the_queue_as_it_was(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = make(count=3)
+    shown, after = queue.next("ada", AHEAD)
+    with monkeypatch.context() as broken:
+        broken.setattr(queue.ledger, "_write", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        with pytest.raises(PipelineError, match="the disk is full"):
+            queue.label("ada", shown["item"], "left", 1, 1.0)
+    assert queue.next("ada", AHEAD, has_read=True) == [shown, after] and _labels(queue) == 0
+    queue.label("ada", shown["item"], "left", 1, 1.0)
+    assert _labels(queue) == 1

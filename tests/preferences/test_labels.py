@@ -120,7 +120,7 @@ def test_a_batch_that_is_closed_or_thinned_out_is_complete() -> None:
     skipped = ("skip", {"item": ITEMS[0].id, "annotator": "ada"})
     state = _state(*people, skipped, _label(1, "ada", "first"))
     (stuck,) = Assignment(batch, state).stuck()
-    assert (stuck.item, stuck.missing, stuck.people) == (ITEMS[0], 2, 1)
+    assert (stuck.item, stuck.missing, stuck.people) == (ITEMS[0].id, 2, 1)
     dropped = _state(*people, skipped, _label(1, "ada", "first"), ("drop", {"item": ITEMS[0].id, "reason": "stuck"}))
     assert Assignment(batch, dropped).stuck() == [] and Assignment(batch, dropped).progress() == (1, 6)
     assert ITEMS[0] not in _next(batch, dropped, "grace")

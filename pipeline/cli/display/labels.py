@@ -1,18 +1,14 @@
-"""Shows labels: their number, the agreement of annotators, and the exported pairs."""
+"""Shows labels: their number, the agreement of annotators, and the verification of the ledger."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from pipeline.cli.terminal import print_json, print_line
-from pipeline.errors import PipelineError, Problem, agreeing, counted
+from pipeline.errors import agreeing, counted
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
-from pipeline.machine.disk import writing
-from pipeline.preferences.agreement import edited_pairs, exported, label_table
+from pipeline.preferences.agreement import label_table
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
@@ -24,10 +20,12 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
     assignment = Assignment(batch, state)
     done, full = assignment.progress()
     stuck = assignment.stuck()
-    people = {name: _counts(state, name) for name, person in state.people.items() if person.role == "annotator"}
+    imported = [name for name, own in state.answers.items() if own and name not in state.people]
+    invited = [name for name, person in state.people.items() if person.role == "annotator"]
+    people = {name: _counts(state, name) for name in (*invited, *imported)}
     if as_json:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
-        left = [{"item": one.item.id, "missing": one.missing, "people": one.people} for one in stuck]
+        left = [{"item": one.item, "missing": one.missing, "people": one.people} for one in stuck]
         more = {"closed": state.is_closed, "flags": _flags(state), "dropped": sorted(state.dropped), "stuck": left}
         print_json({**totals, **more, "event": state.number, "head": state.head})
         return
@@ -36,7 +34,7 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         f"{done} of {counted(full, 'label')} of {counted(len(batch.items), 'pair')}{closed}, event {state.number}"
     )
     for name, counts in sorted(people.items()):
-        access = state.people[name].access
+        access = state.people[name].access if name in state.people else "imported"
         note = "" if access == "active" else f" ({access})"
         print_line(f"  {name}{note}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
     for flag in _flags(state):
@@ -92,30 +90,6 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     print_line(f"{share} of {counted(compared, 'comparison')} agree, on {counted(rate.n, 'pair')}")
     said = "has no value: all labels are equal" if alpha is None else f"{alpha:.3f}"
     print_line(f"Krippendorff's alpha (nominal): {said}")
-
-
-def export(batch: Batch, state: State, out: Path | None) -> None:
-    """Write preference rows to a file or standard output; print on standard error how many pairs gave none, and why.
-
-    Raises:
-        PipelineError: the file cannot be written.
-    """
-    rows, without = exported(batch.items, state)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-    if out is None:
-        sys.stdout.writelines(lines)
-    else:
-        try:
-            with writing(out):
-                out.write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            raise PipelineError(
-                Problem(f"cannot write {out}: {error.strerror}", "a file in a folder that exists")
-            ) from error
-    edits = edited_pairs(rows, batch.items)
-    said = f", {edits} of an edited answer" if edits else ""
-    said += "".join(f", {count} {why}" for why, count in sorted(without.items()))
-    print_line(f"{counted(len(rows), 'preference')} as of event {state.number}{said}", stream=sys.stderr)
 
 
 def verified(events: Sequence[LedgerEvent], problems: Sequence[str], anchors: int, *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from pipeline.cli.survey import RecipeOptions
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences import need
 
-LABEL_VERBS = ("status", "agreement", "stats", "export", "verify", "drop", "close", "people")
+LABEL_VERBS = ("status", "agreement", "stats", "export", "import", "verify", "drop", "close", "people")
 
 AddOption = Annotated[
     list[str] | None,
@@ -32,6 +32,39 @@ RevokeOption = Annotated[
     list[str] | None,
     typer.Option("--revoke", metavar="NAME", help="Of people: their link does not work any more; repeatable."),
 ]
+OutOption = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Of export: the file.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="Of export and import: preference, unpaired, raw, argilla, label-studio, hh, csv or parquet "
+        "[default: preference; an import finds it out].",
+    ),
+]
+TiesOption = Annotated[
+    bool, typer.Option("--ties", help="Of export: pairs that nobody's choice decides make rows too, of margin 0.")
+]
+SplitOption = Annotated[
+    float,
+    typer.Option(
+        "--split",
+        metavar="SHARE",
+        min=0,
+        max=0.99,
+        help="Of export: hold this share of the prompts out, in FILE.held-out.",
+    ),
+]
+PseudonymsOption = Annotated[bool, typer.Option("--pseudonyms", help="Of export: other names in place of people's.")]
+AggregateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--aggregate",
+        metavar="HOW",
+        help="Of export: majority or dawid_skene makes one decision of several labels [default: the stage's].",
+    ),
+]
+AsOption = Annotated[str, typer.Option("--as", metavar="NAME", help="Of import: who gave labels that name nobody.")]
 StageArgument = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of kind `labels`.")]
 LedgerOption = Annotated[
     str | None,
@@ -85,8 +118,16 @@ def labels(
     what: Annotated[str, typer.Argument(metavar="WHAT", help=f"{', '.join(LABEL_VERBS[:-1])} or {LABEL_VERBS[-1]}.")],
     recipe: RecipeArgument,
     stage: StageArgument,
-    items: Annotated[list[str] | None, typer.Argument(metavar="ITEM", help="Of drop: ids of pairs.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Of export; JSON Lines.")] = None,
+    items: Annotated[
+        list[str] | None, typer.Argument(metavar="ITEM", help="Of drop: ids of pairs. Of import: a file.")
+    ] = None,
+    out: OutOption = None,
+    row_format: FormatOption = None,
+    ties: TiesOption = False,
+    share: SplitOption = 0.0,
+    pseudonyms: PseudonymsOption = False,
+    aggregate: AggregateOption = None,
+    person: AsOption = "",
     until: UntilEventOption = None,
     stuck: Annotated[
         bool, typer.Option("--stuck", help="Of drop: all pairs that the people there cannot complete.")
@@ -107,14 +148,23 @@ def labels(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show how far a collection is and how people agree; export and verify labels; drop pairs, close, add people."""
+    """Show how far a collection is and how people agree; export, import, verify labels; drop pairs, close; people."""
     if what not in LABEL_VERBS:
         raise PipelineError(Problem(f"labels {what}", f"one of {', '.join(LABEL_VERBS)}"))
     need("sqlalchemy", "krippendorff")
     from pipeline.cli import collection  # the optional extra `collect` may be missing
 
     opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
-    if what == "drop":
+    if what in ("export", "import"):
+        from pipeline.cli import exchange  # loads pyarrow
+
+    if what == "export":
+        options = exchange.ExportOptions(row_format or "preference", out, until, ties, share, pseudonyms, aggregate)
+        with collection.gc_paused():
+            exchange.export(opened, options)
+    elif what == "import":
+        exchange.import_labels(opened, items or (), row_format, person)
+    elif what == "drop":
         collection.drop_items(opened, items or (), reason, stuck=stuck)
     elif what == "close":
         collection.close(opened, reopen=reopen)
@@ -126,4 +176,4 @@ def labels(
         )
         collection.change_people(opened, names, url)
     else:
-        collection.show_labels(opened, what, until, out, as_json=as_json)
+        collection.show_labels(opened, what, until, as_json=as_json)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -40,6 +40,7 @@ class Config(PairChoice):
         gold_share: expected share of them among what a person is shown.
         repeats: expected share of pairs that a person is shown again, with the sides exchanged.
         guidelines: what annotators are told, in Markdown.
+        aggregate: how several labels of a pair become one: by majority, or by Dawid and Skene's estimate.
         batch: name of the labels in the ledger; the stage's name when empty.
         ledger: SQLAlchemy URL of the database of labels; `TRUEUP_LEDGER` overrides it, the default is a file in the
             store.
@@ -52,6 +53,7 @@ class Config(PairChoice):
     gold_share: float = Field(default=0.05, ge=0, le=0.4)
     repeats: float = Field(default=0.0, ge=0, le=0.4)
     guidelines: str = ""
+    aggregate: Literal["majority", "dawid_skene"] = "majority"
     batch: Annotated[str, Runtime()] = ""
     ledger: Annotated[str | None, Runtime()] = None
 

@@ -14,6 +14,7 @@ from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State
 from pipeline.stage import StageContext, StageResult
+from pipeline.stages.collect.aggregation import decision_by
 from pipeline.stages.collect.config import Config, ledger_url
 
 FILE = "preferences.jsonl"
@@ -47,7 +48,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         )
         statement = f"waiting for people: {done} of {counted(full, 'label')}"
         raise PipelineError(Problem(statement, "", remedy), exit_code=ExitCode.WAITING)
-    preferences, without = exported(items, state)
+    preferences, without = exported(items, state, decision_by(config.aggregate, items, state))
     if not preferences:
         raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
     edits = edited_pairs(preferences, items)

@@ -1,0 +1,181 @@
+"""What `trueup labels export` and `trueup labels import` do with the labels of a collection.
+
+Needs the libraries of the optional extra `collect`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+from pipeline.cli.collection import Collection
+from pipeline.cli.terminal import print_line
+from pipeline.errors import PipelineError, Problem, counted
+from pipeline.machine.disk import writing
+from pipeline.plain_data import JsonObject
+from pipeline.preferences.agreement import LabelledPair, edited_pairs
+from pipeline.preferences.events import LedgerEvent, NewEvent
+from pipeline.preferences.exchange.export import FORMATS, Labels, Rows, split_rows
+from pipeline.preferences.exchange.files import content_of
+from pipeline.preferences.exchange.importing import READ_AS, Matcher, events_of, pair_format, said_in
+from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.labels import State
+from pipeline.records.files.reader import read_rows
+from pipeline.stages.collect.aggregation import decision_by
+
+HELD_OUT = "held-out"
+"""Added to the name of a file: what `--split` holds out."""
+
+NOUNS = {"preference": "preference", "hh": "preference", "unpaired": "answer", "argilla": "record"}
+NOUNS |= {"label-studio": "task"}
+
+
+class ExportOptions(NamedTuple):
+    """The options of an export.
+
+    Attributes:
+        row_format: one of `FORMATS`.
+        out: the file; None prints it.
+        until: number of the last event of the ledger to count; None counts all.
+        ties: whether pairs without a preference make rows of margin 0.
+        share: share of the prompts that is held out in a file of its own; 0 for none.
+        pseudonyms: whether names of annotators are replaced.
+        aggregate: how several labels of a pair become one; None as the stage does.
+    """
+
+    row_format: str
+    out: Path | None
+    until: int | None
+    ties: bool
+    share: float
+    pseudonyms: bool
+    aggregate: str | None
+
+
+def export(collection: Collection, options: ExportOptions) -> None:
+    """Write labels in a format; print on standard error how many rows there are, and what makes none and why.
+
+    Raises:
+        PipelineError: an option does not fit the format, or the file cannot be written.
+    """
+    _check(options)
+    collection.note_head()
+    events = collection.ledger.events(until=options.until)
+    rows, without = _rows(collection, events, options)
+    if options.share:
+        train, held_out = split_rows(rows, options.share)
+        assert options.out is not None
+        _write(train, options.row_format, options.out)
+        _write(held_out, options.row_format, held_out_file(options.out))
+    else:
+        train, held_out = [one.row for one in rows], []
+        _write(train, options.row_format, options.out)
+    said = "".join(f", {count} {why}" for why, count in sorted(without.items()))
+    beside = f", {len(held_out)} of them held out in {held_out_file(options.out)}" if options.out and held_out else ""
+    noun = NOUNS.get(options.row_format, "row")
+    number = events[-1].number if events else 0
+    print_line(f"{counted(len(rows), noun)} as of event {number}{beside}{said}", stream=sys.stderr)
+
+
+def _rows(collection: Collection, events: list[LedgerEvent], options: ExportOptions) -> Rows:
+    state = State().take(events)
+    items = collection.batch.items
+    decide = decision_by(options.aggregate or collection.aggregate, items, state)
+    times = {event.number: event.at for event in events}
+    rows, without = FORMATS[options.row_format](Labels(items, state, times, decide, options.ties, options.pseudonyms))
+    has_edits = any(one.details and one.details.edit for own in state.answers.values() for one in own.values())
+    if options.row_format == "preference" and has_edits:
+        without["of an edited answer"] = edited_pairs([cast(LabelledPair, one.row) for one in rows], items)
+    return rows, without
+
+
+def _check(options: ExportOptions) -> None:
+    row_format = options.row_format
+    if row_format not in FORMATS:
+        raise PipelineError(Problem(f"--format {row_format}", f"one of {', '.join(FORMATS)}"))
+    if options.aggregate is not None and options.aggregate not in ("majority", "dawid_skene"):
+        raise PipelineError(Problem(f"--aggregate {options.aggregate}", "majority or dawid_skene"))
+    is_aggregated = row_format in ("preference", "unpaired", "hh")
+    if options.aggregate is not None and not is_aggregated:
+        statement = f"--aggregate with --format {row_format}, which has every label for itself"
+        raise PipelineError(Problem(statement, "preference, unpaired or hh"))
+    if options.ties and row_format != "preference":
+        why = "has no margin that could be 0" if is_aggregated else "has ties in any case"
+        raise PipelineError(Problem(f"--ties with --format {row_format}, which {why}", "--format preference"))
+    if options.pseudonyms and is_aggregated:
+        raise PipelineError(Problem(f"--pseudonyms with --format {row_format}, which names nobody", "leave it out"))
+    if options.share and options.out is None:
+        raise PipelineError(Problem("--split writes two files", "the name of the first", "--out FILE"))
+    if row_format == "parquet" and options.out is None:
+        raise PipelineError(Problem("--format parquet is not text that can be printed", "a file", "--out FILE"))
+
+
+def held_out_file(out: Path) -> Path:
+    """Return the file of the rows that are held out: ``pairs.held-out.jsonl`` beside ``pairs.jsonl``."""
+    return out.with_name(f"{out.stem}.{HELD_OUT}{out.suffix}")
+
+
+def _write(rows: list[JsonObject], row_format: str, out: Path | None) -> None:
+    content = content_of(rows, row_format)
+    if out is None:
+        sys.stdout.write(content.decode())
+        return
+    try:
+        with writing(out):
+            out.write_bytes(content)
+    except OSError as error:
+        statement = f"cannot write {out}: {error.strerror}"
+        raise PipelineError(Problem(statement, "a file in a folder that exists")) from error
+
+
+def import_labels(collection: Collection, files: Sequence[str], row_format: str | None, person: str) -> None:
+    """Append the labels of a file to the ledger, in one transaction; print what became of each row.
+
+    Args:
+        collection: the items and their ledger.
+        files: one file with rows of another tool or of an export.
+        row_format: one of the formats; None finds it out.
+        person: who gave the labels that name nobody.
+
+    Raises:
+        PipelineError: there is not one file, it cannot be read or is of no known format, or names are missing.
+    """
+    if len(files) != 1:
+        raise PipelineError(Problem(f"an import of {counted(len(files), 'file')}", "one file, after the stage"))
+    file = Path(files[0])
+    rows = [row.value for row in read_rows(file)]
+    known = next((row for row in rows if row is not None), {})
+    row_format = READ_AS.get(row_format or "", row_format) or pair_format(known)
+    if row_format not in FORMATS or row_format == "unpaired":
+        importable = ", ".join(name for name in FORMATS if name != "unpaired")
+        raise PipelineError(Problem(f"--format {row_format} of an import", f"one of {importable}"))
+    counts = Counter[str]()
+    said = list(said_in(rows, row_format, counts))
+    if not person and any(not one.person for one in said):
+        remedy = "--as NAME says whose they are"
+        raise PipelineError(Problem(f"{file}: labels name no person", "a name for each", remedy))
+    LabelQueue(collection.batch, collection.ledger)  # gives a new batch its secret
+    matcher = Matcher(collection.batch.items)
+
+    def decide(events: list[LedgerEvent]) -> list[NewEvent] | None:
+        made = events_of(said, matcher, State().take(events), file.name, person)
+        counts.update(made.counts)
+        return made.events or None
+
+    written = collection.ledger.append(decide)
+    collection.note_head()
+    beside = "".join(f"; {counted(count, *_plural(what))}" for what, count in sorted(counts.items()))
+    people = len({event.body["annotator"] for event in written})
+    of = f" of {counted(people, 'person', 'people')}" if written else ""
+    print_line(f"{counted(len(written), 'label')}{of} imported{beside}")
+
+
+def _plural(what: str) -> tuple[str, str]:
+    """Return a count's words for one and for several: the first word takes an s, and its verb goes with it."""
+    noun, _, rest = what.partition(" ")
+    for one, several in ((" is ", " are "), (" differs ", " differ "), (" names ", " name ")):
+        rest = f" {rest}".replace(one, several)[1:]
+    return what, f"{noun}s {rest}"

@@ -1,0 +1,1 @@
+"""Labels in the formats of other tools: `export.py` writes them, `importing.py` reads them."""

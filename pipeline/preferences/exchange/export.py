@@ -1,0 +1,273 @@
+"""Labels as rows of other formats: pairs and single answers to train on, and what each person said.
+
+Each function returns rows with the prompt that decides on which side of a split they fall. Pairs and single answers are
+aggregated over people; the other formats have a row or an annotation for each label.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from pipeline.plain_data import JsonObject
+from pipeline.preferences.agreement import Decide, decided, exported, majority
+from pipeline.preferences.blinding import pseudonym
+from pipeline.preferences.exchange.texts import cell, readable, transcript
+from pipeline.preferences.items import Item, Turns
+from pipeline.preferences.labels import Answer, State
+from pipeline.preferences.stored_items import ids_of
+from pipeline.records.split import split
+
+SIDES: Mapping[str, str] = {"first": "response_a", "second": "response_b"}
+"""Name of a response in an export, by its place in the data."""
+
+ARGILLA_NAMESPACE = uuid.UUID("5e4c1bd1-3f8a-5f44-9d0c-7d9c7a5e11aa")
+"""Namespace of the ids under which Argilla knows annotators of this app."""
+
+
+class Labels(NamedTuple):
+    """What is exported.
+
+    Attributes:
+        items: items of the batch.
+        state: labels.
+        times: Unix time of each event, by number.
+        decide: aggregates the labels of an item.
+        ties: whether items without a preference make pairs of margin 0.
+        pseudonyms: whether names of annotators are replaced.
+    """
+
+    items: Sequence[Item]
+    state: State
+    times: Mapping[int, float]
+    decide: Decide = majority
+    ties: bool = False
+    pseudonyms: bool = False
+
+    def name(self, annotator: str) -> str:
+        """Return the name of an annotator in the export."""
+        return pseudonym(self.state.salt, annotator) if self.pseudonyms else annotator
+
+
+class Exported(NamedTuple):
+    """A row of an export.
+
+    Attributes:
+        prompt: prompt of the row.
+        row: the row as it is written.
+    """
+
+    prompt: Turns
+    row: JsonObject
+
+
+Rows = tuple[list[Exported], Counter[str]]
+"""Rows, and the number of items, labels or answers without one by reason."""
+
+
+def preference_rows(labels: Labels) -> Rows:
+    """Return trl's preference rows, conversational, with a margin."""
+    rows, without = exported(labels.items, labels.state, labels.decide, ties=labels.ties)
+    return [Exported(tuple(row["prompt"]), {**row}) for row in rows], without
+
+
+def hh_rows(labels: Labels) -> Rows:
+    """Return pairs of transcripts as in Anthropic's HH; pairs that cannot be said as transcripts are counted."""
+    rows, without = exported(labels.items, labels.state, labels.decide)
+    hh = []
+    for row in rows:
+        told = {side: transcript([*row["prompt"], *row[side]]) for side in ("chosen", "rejected")}
+        if None in told.values():
+            without["not a transcript"] += 1
+        else:
+            hh.append(Exported(tuple(row["prompt"]), told))
+    return hh, without
+
+
+def unpaired_rows(labels: Labels) -> Rows:
+    """Return trl's unpaired rows: one for each answer that people found good or bad.
+
+    The preferred response of a decision is good and the other one bad; both are good, or bad, where the decision says
+    so. An answer in several pairs is what most of their decisions say. An answer with as many for as against makes no
+    row, and neither do ties and split votes.
+    """
+    decisions, without = decided(labels.items, labels.state, labels.decide)
+    votes: dict[tuple[str, str], list[int]] = {}
+    answers: dict[tuple[str, str], tuple[Turns, Turns]] = {}
+    for place, (verdict, _) in decisions:
+        if verdict not in _GOOD:
+            without[verdict] += 1
+            continue
+        item = labels.items[place]
+        for response, is_good in zip(item.responses, _GOOD[verdict], strict=True):
+            key = repr(item.prompt), repr(response)
+            answers.setdefault(key, (item.prompt, response))
+            votes.setdefault(key, []).append(1 if is_good else -1)
+    rows = []
+    for key, (prompt, response) in answers.items():
+        balance = sum(votes[key])
+        if balance:
+            rows.append(Exported(prompt, {"prompt": list(prompt), "completion": list(response), "label": balance > 0}))
+        else:
+            without["answer with as many for as against"] += 1
+    return rows, without
+
+
+_GOOD = {"first": (True, False), "second": (False, True), "both good": (True, True), "both bad": (False, False)}
+
+
+def raw_rows(labels: Labels) -> Rows:
+    """Return a row for each label, skip and flag that was not taken back, with all that is known of it."""
+    return [Exported(item.prompt, _raw(labels, item, name, answer)) for item, name, answer in _said(labels)], Counter()
+
+
+def table_rows(labels: Labels) -> Rows:
+    """Return the raw rows with texts in place of turns, for CSV and Parquet."""
+    rows, without = raw_rows(labels)
+    for exported_row in rows:
+        for column in ("prompt", "response_a", "response_b"):
+            exported_row.row[column] = cell(exported_row.row[column])
+    return rows, without
+
+
+def _said(labels: Labels) -> Iterator[tuple[Item, str, Answer]]:
+    for place, item in enumerate(ids_of(labels.items)):
+        given = labels.state.given.get(item)
+        if given:
+            parsed = labels.items[place]
+            yield from ((parsed, name, answer) for name, answer in given.items())
+
+
+def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
+    first, second = item.responses
+    sides = {None: None, False: "response_a", True: "response_b"}
+    return {
+        "item": item.id,
+        "prompt": list(item.prompt),
+        "response_a": list(first),
+        "response_b": list(second),
+        "person": labels.name(name),
+        "kind": answer.kind,
+        "verdict": SIDES.get(str(answer.verdict), answer.verdict),
+        "strength": answer.strength if answer.verdict in SIDES else None,
+        "seconds": answer.seconds if answer.kind == "label" else None,
+        "left": sides[answer.swapped] if answer.kind == "label" else None,
+        "guidelines": answer.guidelines or None,
+        "propensity": getattr(item, "propensity", None),
+        "event": answer.number,
+        "time": labels.times.get(answer.number),
+        "reason": answer.reason or None,
+    }
+
+
+def argilla_rows(labels: Labels) -> Rows:
+    """Return records as `rg.Record.to_dict` of Argilla 2 gives them and `rg.Record.from_dict` takes them.
+
+    The settings that fit are a `ChatField` prompt, `TextField` response_a and response_b, a `LabelQuestion` preference
+    of response_a, response_b, tie, both good and both bad, and a `RatingQuestion` strength of 1, 2 and 3. Argilla knows
+    people by UUIDs; the metadata say whose they are. Skips and flags have no place in a record, and are counted.
+    """
+    records: dict[str, Exported] = {}
+    without = Counter[str]()
+    for item, name, answer in _said(labels):
+        if answer.kind != "label":
+            without[answer.kind] += 1
+            continue
+        user = str(uuid.uuid5(ARGILLA_NAMESPACE, labels.name(name)))
+        if item.id not in records:
+            records[item.id] = Exported(item.prompt, _record(item))
+        record = records[item.id].row
+        verdict = SIDES.get(str(answer.verdict), answer.verdict)
+        record["responses"]["preference"].append({"value": verdict, "user_id": user})
+        if answer.verdict in SIDES:
+            record["responses"].setdefault("strength", []).append({"value": answer.strength, "user_id": user})
+        record["metadata"]["people"].append(f"{user} {labels.name(name)}")
+    return list(records.values()), without
+
+
+def _record(item: Item) -> JsonObject:
+    first, second = map(readable, item.responses)
+    prompt = [{"role": turn["role"], "content": turn["content"]} for turn in item.prompt]
+    return {
+        "id": item.id,
+        "fields": {"prompt": prompt, "response_a": first, "response_b": second},
+        "metadata": {"people": []},
+        "suggestions": {},
+        "responses": {"preference": []},
+        "vectors": {},
+        "_server_id": None,
+    }
+
+
+LABEL_STUDIO_CONFIG = """
+<View>
+  <Text name="prompt" value="$prompt"/>
+  <Pairwise name="preference" toName="response_a,response_b"/>
+  <Text name="response_a" value="$response_a"/>
+  <Text name="response_b" value="$response_b"/>
+  <Choices name="verdict" toName="prompt">
+    <Choice value="tie"/><Choice value="both good"/><Choice value="both bad"/>
+  </Choices>
+  <Rating name="strength" toName="prompt" maxRating="3"/>
+  <TextArea name="person" toName="prompt"/>
+</View>
+"""
+"""Labelling interface of a Label Studio project that takes the tasks of `label_studio_rows`."""
+
+
+def label_studio_rows(labels: Labels) -> Rows:
+    """Return tasks with annotations as Label Studio exports and imports them; skips and flags are counted.
+
+    `<Pairwise>` knows left and right only: left is response_a. Other verdicts are a choice. Label Studio takes no
+    annotator that it does not know, so that their name is a text of the annotation.
+    """
+    tasks: dict[str, Exported] = {}
+    without = Counter[str]()
+    for item, name, answer in _said(labels):
+        if answer.kind != "label":
+            without[answer.kind] += 1
+            continue
+        if item.id not in tasks:
+            first, second = map(readable, item.responses)
+            data = {"item": item.id, "prompt": readable(item.prompt), "response_a": first, "response_b": second}
+            tasks[item.id] = Exported(item.prompt, {"data": data, "annotations": []})
+        tasks[item.id].row["annotations"].append(_annotation(answer, labels.name(name)))
+    return list(tasks.values()), without
+
+
+def _annotation(answer: Answer, name: str) -> JsonObject:
+    sides = {"first": "left", "second": "right"}
+    result: list[JsonObject] = [_result("person", "textarea", {"text": [name]})]
+    if answer.verdict in SIDES:
+        chosen = _result("preference", "pairwise", {"selected": sides[str(answer.verdict)]})
+        result += [{**chosen, "to_name": "response_a,response_b"}]
+        result += [_result("strength", "rating", {"rating": answer.strength})]
+    else:
+        result += [_result("verdict", "choices", {"choices": [answer.verdict]})]
+    return {"result": result, "lead_time": answer.seconds, "was_cancelled": False}
+
+
+def _result(name: str, kind: str, value: JsonObject) -> JsonObject:
+    return {"id": name, "from_name": name, "to_name": "prompt", "type": kind, "value": value}
+
+
+FORMATS: Mapping[str, Callable[[Labels], Rows]] = {
+    "preference": preference_rows,
+    "unpaired": unpaired_rows,
+    "raw": raw_rows,
+    "argilla": argilla_rows,
+    "label-studio": label_studio_rows,
+    "hh": hh_rows,
+    "csv": table_rows,
+    "parquet": table_rows,
+}
+"""The rows of each format of an export."""
+
+
+def split_rows(rows: Sequence[Exported], share: float) -> tuple[list[JsonObject], list[JsonObject]]:
+    """Split rows by prompt into those to train on and those held out, as a data source with `held_out` splits them."""
+    wrapped = [{"prompt": list(one.prompt), "row": one.row} for one in rows]
+    train, held_out = split(wrapped, share, "preference")
+    return [one["row"] for one in train], [one["row"] for one in held_out]

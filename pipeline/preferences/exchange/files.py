@@ -1,0 +1,58 @@
+"""Writes the rows of an export to a file: JSON Lines, one JSON list, CSV or Parquet, as the format asks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.plain_data import JsonObject
+
+LISTS = ("argilla", "label-studio")
+"""Formats whose file is one JSON list."""
+
+_COLUMNS = {
+    "item": pa.string(),
+    "prompt": pa.string(),
+    "response_a": pa.string(),
+    "response_b": pa.string(),
+    "person": pa.string(),
+    "kind": pa.string(),
+    "verdict": pa.string(),
+    "strength": pa.int64(),
+    "seconds": pa.float64(),
+    "left": pa.string(),
+    "guidelines": pa.string(),
+    "propensity": pa.float64(),
+    "event": pa.int64(),
+    "time": pa.float64(),
+    "reason": pa.string(),
+}
+"""Columns of a table of labels."""
+
+
+def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
+    """Return rows as the content of a file.
+
+    Args:
+        rows: rows of one format.
+        row_format: name of the format, one of `pipeline.preferences.exchange.export.FORMATS`.
+    """
+    if row_format == "parquet":
+        table = pa.Table.from_pylist(list(rows), schema=pa.schema(_COLUMNS))
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        return sink.getvalue()
+    if row_format == "csv":
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(_COLUMNS))
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().encode()
+    if row_format in LISTS:
+        return (json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n").encode()
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -1,0 +1,49 @@
+"""How several people's labels of a pair become one decision: by majority, or by Dawid and Skene's estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.evaluation.stats.annotators import dawid_skene
+from pipeline.preferences.agreement import SIGN, Decide, Decision, label_table, majority
+from pipeline.preferences.items import Item
+from pipeline.preferences.labels import VERDICTS, Answer, State
+from pipeline.preferences.stored_items import ids_of
+
+
+def decision_by(name: str, items: Sequence[Item], state: State) -> Decide:
+    """Return the function that aggregates the labels of an item.
+
+    ``dawid_skene`` estimates how often each person errs in which way from all labels of the batch, and the probability
+    of each verdict of an item from that. The most likely verdict is the decision. If it prefers a response, the margin
+    is the mean strength of the people who preferred it, times the probability of this verdict less that of the opposite
+    one. With one label for each item there is nothing to estimate errors from, and the label is the decision.
+
+    Args:
+        name: ``majority`` or ``dawid_skene``.
+        items: items of the batch.
+        state: their labels.
+    """
+    if name == "majority":
+        return majority
+    verdict_NA = label_table(items, state).verdict_NA
+    labelled = [int(place) for place in np.flatnonzero((verdict_NA >= 0).any(1))]
+    if not labelled:
+        return majority
+    posterior_NK = dawid_skene(verdict_NA[labelled], range(len(VERDICTS))).posterior_NK
+    ids = ids_of(items)
+    posteriors = {ids[place]: posterior_K for place, posterior_K in zip(labelled, posterior_NK, strict=True)}
+
+    def decide(item: str, labels: Sequence[Answer]) -> Decision:
+        posterior_K = posteriors[item]
+        verdict = VERDICTS[int(posterior_K.argmax())]
+        sign = SIGN.get(verdict, 0)
+        if not sign:
+            return Decision(verdict, 0.0)
+        strengths = [label.strength for label in labels if label.verdict == verdict] or [1]
+        lead = float(posterior_K[0] - posterior_K[1]) * sign
+        return Decision(verdict, sign * lead * sum(strengths) / len(strengths))
+
+    return decide

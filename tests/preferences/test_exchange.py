@@ -1,0 +1,482 @@
+"""Labels leave for other tools and come back: what is written is what they take, and what returns is what was said."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.preferences.exchange.export import FORMATS, LABEL_STUDIO_CONFIG, Labels, split_rows
+from pipeline.preferences.exchange.files import content_of
+from pipeline.preferences.exchange.importing import Matcher, events_of, pair_format, said_in
+from pipeline.preferences.exchange.texts import transcript
+from pipeline.preferences.items import Item, items_of
+from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.ledger import Ledger, default_url
+from pipeline.recipe import DataSource, load
+from pipeline.records import load as load_rows
+from pipeline.records.files.reader import read_rows
+
+TOOLS = Path(__file__).with_name("exchange")
+"""Files as Argilla and Label Studio write them."""
+
+
+def _turns(role: str, text: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": text}]
+
+
+def _rows(count: int = 6) -> list[dict[str, Any]]:
+    """Prompts of one and of three turns, with line breaks, quotes, commas and letters beyond ASCII."""
+    rows = []
+    for n in range(count):
+        prompt = _turns("user", f'What is "{n}", déjà vu,\nor {n} + {n}?')
+        if n % 2:
+            prompt = [*_turns("user", "Hello"), *_turns("assistant", "Yes?"), *prompt]
+        rows.append(
+            {
+                "prompt": prompt,
+                "chosen": _turns("assistant", f"It is,\n\n{2 * n}."),
+                "rejected": _turns("assistant", f"It's {2 * n + 1}"),
+            }
+        )
+    return rows
+
+
+ITEMS, _ = items_of(_rows())
+SAID = [
+    (0, "ada", "first", 3),
+    (0, "grace", "first", 1),
+    (0, "mary", "second", 2),
+    (1, "ada", "second", 2),
+    (2, "ada", "tie", 1),
+    (3, "ada", "both bad", 1),
+    (4, "ada", "both good", 1),
+]
+
+
+def _ledger(folder: Path, items: list[Item] = ITEMS) -> Ledger:
+    """A ledger with labels, a skip and a flag."""
+    ledger = Ledger(default_url(folder / "store"), "labels")
+    ledger.extend([("batch", {"salt": "5" * 32})])
+    ledger.extend(
+        (
+            "label",
+            {
+                "item": items[n].id,
+                "annotator": who,
+                "verdict": verdict,
+                "strength": strength,
+                "seconds": 2.5,
+                "swapped": n == 1,
+                "guidelines": "0123456789ab",
+            },
+        )
+        for n, who, verdict, strength in SAID
+    )
+    ledger.extend([("skip", {"item": items[5].id, "annotator": "ada", "reason": "too long"})])
+    ledger.extend([("flag", {"item": items[5].id, "annotator": "grace", "reason": "rude"})])
+    return ledger
+
+
+def _labels(folder: Path, **how: Any) -> Labels:
+    events = _ledger(folder).events()
+    return Labels(ITEMS, State().take(events), {event.number: event.at for event in events}, **how)
+
+
+def _written(labels: Labels, row_format: str, folder: Path) -> Path:
+    suffix = {"csv": "csv", "parquet": "parquet", "argilla": "json", "label-studio": "json"}.get(row_format, "jsonl")
+    file = folder / f"labels.{suffix}"
+    file.write_bytes(content_of([one.row for one in FORMATS[row_format](labels)[0]], row_format))
+    return file
+
+
+def _answers(state: State) -> dict[tuple[str, str], tuple[Any, ...]]:
+    return {
+        (who, item): (one.kind, one.verdict, one.strength if one.verdict in ("first", "second") else None)
+        for who, own in state.answers.items()
+        for item, one in own.items()
+    }
+
+
+def _read_back(file: Path, folder: Path, person: str = "") -> tuple[State, dict[str, int]]:
+    """Import a file into an empty ledger."""
+    rows = [row.value for row in read_rows(file)]
+    assert rows[0] is not None
+    counts: Any = Counter()
+    said = list(said_in(rows, pair_format(rows[0]), counts))
+    ledger = Ledger(f"sqlite:///{folder / 'other.db'}", "other")
+    made = events_of(said, Matcher(ITEMS), State(), file.name, person)
+    ledger.extend(made.events)
+    return State().take(ledger.events()), dict(counts + made.counts)
+
+
+@pytest.mark.parametrize("row_format", ["raw", "csv", "parquet"])
+def test_raw_rows_come_back_as_they_were(tmp_path: Path, row_format: str) -> None:
+    labels = _labels(tmp_path)
+    state, counts = _read_back(_written(labels, row_format, tmp_path), tmp_path)
+    assert counts == {} and _answers(state) == _answers(labels.state)
+    for who, own in labels.state.answers.items():
+        for item, answer in own.items():
+            back = state.answers[who][item]
+            expected = answer._replace(number=back.number)
+            if answer.kind == "label" and answer.verdict not in ("first", "second"):
+                expected = expected._replace(strength=1)
+            assert back == expected
+
+
+@pytest.mark.parametrize("row_format", ["argilla", "label-studio"])
+def test_records_and_tasks_come_back_without_skips_and_flags(tmp_path: Path, row_format: str) -> None:
+    labels = _labels(tmp_path)
+    without = FORMATS[row_format](labels)[1]
+    assert without == {"skip": 1, "flag": 1}
+    state, counts = _read_back(_written(labels, row_format, tmp_path), tmp_path)
+    given = {key: one for key, one in _answers(labels.state).items() if one[0] == "label"}
+    assert counts == {} and _answers(state) == given
+
+
+@pytest.mark.parametrize("row_format", ["preference", "hh"])
+def test_pairs_come_back_as_labels_of_whoever_is_named(tmp_path: Path, row_format: str) -> None:
+    file = _written(_labels(tmp_path), row_format, tmp_path)
+    state, counts = _read_back(file, tmp_path, "their crowd")
+    assert counts == {} and _answers(state) == {
+        # The majority of item 0 preferred the first at a mean strength of 2, with a lead of 1 of 3: a margin of 2/3.
+        ("their crowd", ITEMS[0].id): ("label", "first", 1),
+        ("their crowd", ITEMS[1].id): ("label", "second", 2 if row_format == "preference" else 1),
+    }
+
+
+def test_raw_rows_say_all_that_is_known(tmp_path: Path) -> None:
+    rows, _ = FORMATS["raw"](_labels(tmp_path))
+    assert len(rows) == 9
+    said = rows[3].row
+    assert said == {
+        "item": ITEMS[1].id,
+        "prompt": list(ITEMS[1].prompt),
+        "response_a": list(ITEMS[1].responses[0]),
+        "response_b": list(ITEMS[1].responses[1]),
+        "person": "ada",
+        "kind": "label",
+        "verdict": "response_b",
+        "strength": 2,
+        "seconds": 2.5,
+        "left": "response_b",
+        "guidelines": "0123456789ab",
+        "propensity": None,
+        "event": 5,
+        "time": said["time"],
+        "reason": None,
+    }
+    skipped = rows[-2].row
+    assert (skipped["kind"], skipped["verdict"], skipped["left"], skipped["reason"]) == ("skip", None, None, "too long")
+
+
+def test_pseudonyms_hide_names_and_stay_the_same(tmp_path: Path) -> None:
+    labels = _labels(tmp_path, pseudonyms=True)
+    for row_format in ("raw", "argilla", "label-studio", "csv"):
+        text = _written(labels, row_format, tmp_path).read_text(encoding="utf-8")
+        assert not re.search(r"\b(ada|grace|mary)\b", text)
+    people = [one.row["person"] for one in FORMATS["raw"](labels)[0]]
+    assert len(set(people)) == 3 and people == [one.row["person"] for one in FORMATS["raw"](labels)[0]]
+    assert all(name.startswith("person-") for name in people)
+
+
+def test_unpaired_rows_follow_the_decision_of_each_pair(tmp_path: Path) -> None:
+    rows, without = FORMATS["unpaired"](_labels(tmp_path))
+    told = {(one.row["prompt"][-1]["content"], one.row["completion"][0]["content"]): one.row["label"] for one in rows}
+    expected = {}
+    for place, labels in {0: (True, False), 1: (False, True), 3: (False, False), 4: (True, True)}.items():
+        for response, label in zip(ITEMS[place].responses, labels, strict=True):
+            expected[ITEMS[place].prompt[-1]["content"], response[0]["content"]] = label
+    assert told == expected and without == {"tie": 1, "flagged": 1}
+
+
+def test_an_answer_of_several_pairs_makes_one_row() -> None:
+    answers = [_turns("assistant", text) for text in ("good", "fair", "poor")]
+    pairs = [
+        {"prompt": _turns("user", "q"), "chosen": answers[a], "rejected": answers[b]}
+        for a, b in ((0, 1), (1, 2), (0, 2))
+    ]
+    items, _ = items_of(pairs)
+    state = State()
+    for item in items:
+        state._take("label", {"item": item.id, "annotator": "ada", "verdict": "first"}, 1)
+    rows, without = FORMATS["unpaired"](Labels(items, state, {}))
+    told = {one.row["completion"][0]["content"]: one.row["label"] for one in rows}
+    assert told == {"good": True, "poor": False}  # "fair" won once and lost once
+    assert without == {"answer with as many for as against": 1}
+
+
+def test_ties_are_pairs_of_margin_0_when_asked(tmp_path: Path) -> None:
+    without_ties, counts = FORMATS["preference"](_labels(tmp_path))
+    assert [one.row["margin"] for one in without_ties] == pytest.approx([2 / 3, 2.0])
+    assert counts == {"tie": 1, "both bad": 1, "both good": 1, "flagged": 1}
+    with_ties, counts = FORMATS["preference"](_labels(tmp_path / "again", ties=True))
+    assert [one.row["margin"] for one in with_ties] == pytest.approx([2 / 3, 2, 0, 0, 0]) and counts == {"flagged": 1}
+    assert with_ties[2].row["chosen"] == list(ITEMS[2].responses[0])
+
+
+def test_what_has_no_transcript_is_counted() -> None:
+    assert transcript(_turns("user", "Hi")) == "\n\nHuman: Hi"
+    assert transcript([*_turns("user", "Hi"), *_turns("assistant", "Yes")]) == "\n\nHuman: Hi\n\nAssistant: Yes"
+    assert transcript(_turns("system", "Be brief")) is None
+    assert transcript(_turns("user", "a\n\nAssistant: forged")) is None
+    rows = [
+        {
+            "prompt": _turns("user", "q\n\nHuman: p"),
+            "chosen": _turns("assistant", "a"),
+            "rejected": _turns("assistant", "b"),
+        }
+    ]
+    items, _ = items_of(rows)
+    state = State()
+    state._take("label", {"item": items[0].id, "annotator": "ada", "verdict": "first"}, 1)
+    assert FORMATS["hh"](Labels(items, state, {})) == ([], {"not a transcript": 1})
+
+
+@pytest.mark.parametrize(
+    ("row_format", "shape"),
+    [("preference", "preference"), ("unpaired", "labelled"), ("hh", "preference")],
+)
+def test_data_sources_read_what_was_written(tmp_path: Path, row_format: str, shape: Any) -> None:
+    labels = _labels(tmp_path)
+    file = _written(labels, row_format, tmp_path)
+    source = DataSource(path=str(file))
+    source._files = (file,)
+    rows = load_rows(source, shape, seed=0, name="labels")
+    written = FORMATS[row_format](labels)[0]
+    assert rows.shape == shape and len(rows.train) == len(written) and rows.unused == ()
+    if row_format != "hh":
+        assert [row["prompt"] for row in rows.train] == [one.row["prompt"] for one in written]
+    else:
+        assert [row["prompt"] for row in rows.train] == [list(one.prompt) for one in written]
+
+
+def test_the_split_is_the_one_that_data_sources_make(tmp_path: Path) -> None:
+    items, _ = items_of(
+        {
+            "prompt": _turns("user", f"question {n // 3}"),
+            "chosen": _turns("assistant", f"a{n}"),
+            "rejected": _turns("assistant", "b"),
+        }
+        for n in range(90)
+    )
+    state = State()
+    for item in items:
+        state._take("label", {"item": item.id, "annotator": "ada", "verdict": "first"}, 1)
+    rows, _ = FORMATS["preference"](Labels(items, state, {}))
+    train, held_out = split_rows(rows, 0.2)
+    assert len(train) + len(held_out) == 90 and 0 < len(held_out) < 45
+    prompts = [{row["prompt"][0]["content"] for row in side} for side in (train, held_out)]
+    assert not prompts[0] & prompts[1]
+    file = tmp_path / "pairs.jsonl"
+    file.write_bytes(content_of([one.row for one in rows], "preference"))
+    source = DataSource(path=str(file), held_out=0.2)
+    source._files = (file,)
+    loaded = load_rows(source, "preference", seed=0, name="pairs")
+    assert [row["chosen"] for row in loaded.train] == [row["chosen"] for row in train]
+    assert [row["chosen"] for row in loaded.held_out] == [row["chosen"] for row in held_out]
+
+
+def test_files_of_argilla_and_label_studio_are_read(tmp_path: Path) -> None:
+    """The files are as their documentation and their code write them; see the comments of each."""
+    items, _ = items_of(
+        {
+            "prompt": _turns("user", f"What is {n} + {n}?"),
+            "chosen": _turns("assistant", f"It is {2 * n}."),
+            "rejected": _turns("assistant", f"It is {2 * n + 1}."),
+        }
+        for n in (1, 2)
+    )
+    said: dict[str, list[tuple[Any, ...]]] = {}
+    for file in ("argilla.json", "label_studio.json"):
+        rows = [row.value for row in read_rows(TOOLS / file)]
+        assert rows[0] is not None
+        counts: Any = Counter()
+        read = list(said_in(rows, pair_format(rows[0]), counts))
+        made = events_of(read, Matcher(items), State(), file, "somebody")
+        place = {item.id: n for n, item in enumerate(items, 1)}
+        said[file] = [
+            (place[body["item"]], body["annotator"], body["verdict"], body["strength"], body["seconds"])
+            for _, body in made.events
+        ]
+        assert dict(counts + made.counts) == ({} if file == "argilla.json" else {"row without a verdict": 1})
+    assert said["argilla.json"] == [
+        (1, "argilla-17e1b8d2", "first", 1, None),
+        (1, "argilla-a3f0c2b4", "tie", 1, None),
+        (2, "argilla-17e1b8d2", "second", 1, None),
+    ]
+    assert said["label_studio.json"] == [
+        (1, "ada@example.org", "first", 1, 12.5),
+        (1, "label-studio-7", "second", 1, 3.25),
+        (2, "label-studio-7", "first", 1, 8.0),
+    ]
+
+
+@pytest.fixture
+def labelled(people: Path) -> Path:
+    """The recipe of six pairs, with labels of two people."""
+    source = load(people).data["answers"]
+    items, _ = items_of(load_rows(source, "preference", seed=0, name="answers").train)
+    ledger = Ledger(default_url(people.parent / "store"), "labels")
+    ledger.extend([("batch", {"salt": "5" * 32})])
+    for n, item in enumerate(items):
+        for who in ("ada", "grace"):
+            verdict = "tie" if n == 5 else "first"
+            body = {
+                "item": item.id,
+                "annotator": who,
+                "verdict": verdict,
+                "strength": 1,
+                "seconds": 1.0,
+                "swapped": False,
+            }
+            ledger.extend([("label", body)])
+    assert len(Batch(items).ids) == 6
+    return people
+
+
+def test_an_export_is_imported_once(labelled: Path, call: Any) -> None:
+    """Every format that names people: the second import changes nothing, nor does one into the ledger it came from."""
+    folder = labelled.parent
+    recipe = (labelled, "labels", "--store", "store")
+    for row_format, suffix in (("raw", "jsonl"), ("csv", "csv"), ("parquet", "parquet"), ("argilla", "json")):
+        file = f"out-{row_format}.{suffix}"
+        told = call("labels", "export", *recipe, "--format", row_format, "--out", file, cwd=folder)
+        assert told.returncode == 0, told.stderr
+        same = call("labels", "import", *recipe, file, cwd=folder)
+        assert same.stdout.strip() == "0 labels imported; 12 labels that are there already", same.stdout + same.stderr
+        other = (*recipe, "--ledger", f"sqlite:///{row_format}.db", file)
+        assert "12 labels of 2 people imported" in call("labels", "import", *other, cwd=folder).stdout
+        assert "12 labels that are there already" in call("labels", "import", *other, cwd=folder).stdout
+        status = call("labels", "status", *other[:-1], cwd=folder).stdout
+        assert "ada (imported): 6 labels" in status
+
+
+def test_what_is_not_imported_is_said(labelled: Path, call: Any) -> None:
+    folder = labelled.parent
+    recipe = (labelled, "labels", "--store", "store")
+    pair = {"prompt": "What is 1 plus 1?", "chosen": "wrong-1: 3", "rejected": "right-1:  2", "margin": 2}
+    stranger = {"prompt": "Who?", "chosen": "a", "rejected": "b"}
+    rows = [
+        pair,
+        pair,
+        stranger,
+        {**pair, "chosen": "right-1: 2", "rejected": "wrong-1: 3"},
+        {"prompt": "x", "chosen": ""},
+    ]
+    (folder / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "no json\n")
+    nobody = call("labels", "import", *recipe, "theirs.jsonl", cwd=folder)
+    assert nobody.returncode == 2 and "labels name no person" in nobody.stderr and "--as NAME" in nobody.stderr
+    told = call("labels", "import", *recipe, "theirs.jsonl", "--as", "them", cwd=folder)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == (
+        "1 label of 1 person imported; 1 label of no pair of this batch; "
+        "1 label that differs from the one there, which stays; 1 label that is there already; "
+        "2 rows that cannot be read"
+    )
+    export = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
+    (said,) = (row for row in map(json.loads, export.stdout.splitlines()) if row["person"] == "them")
+    assert (said["verdict"], said["strength"], said["left"], said["seconds"]) == ("response_b", 2, None, None)
+
+
+def test_a_split_writes_two_files_that_a_recipe_takes(labelled: Path, call: Any) -> None:
+    folder = labelled.parent
+    recipe = (labelled, "labels", "--store", "store")
+    told = call("labels", "export", *recipe, "--split", "0.3", "--out", "pairs.jsonl", cwd=folder)
+    assert told.returncode == 0 and "5 preferences as of event 13" in told.stderr, told.stderr
+    assert "of them held out in pairs.held-out.jsonl, 1 tie" in told.stderr
+    train, held_out = ((folder / name).read_text().splitlines() for name in ("pairs.jsonl", "pairs.held-out.jsonl"))
+    assert len(train) + len(held_out) == 5 and held_out
+
+
+FORMATS_OF_PAIRS = {
+    "preference": "jsonl",
+    "hh": "jsonl",
+    "raw": "jsonl",
+    "csv": "csv",
+    "parquet": "parquet",
+    "argilla": "json",
+}
+
+
+def test_a_recipe_takes_the_pairs_of_every_format(labelled: Path, call: Any) -> None:
+    """`trueup check` reads all rows; a tie in a file of single labels is a bad row, which the source skips."""
+    folder = labelled.parent
+    sources, stages = [], []
+    for row_format, suffix in FORMATS_OF_PAIRS.items():
+        file = f"{row_format}.{suffix}"
+        told = call(
+            "labels",
+            "export",
+            labelled,
+            "labels",
+            "--store",
+            "store",
+            "--format",
+            row_format,
+            "--out",
+            file,
+            cwd=folder,
+        )
+        assert told.returncode == 0, told.stderr
+        sources.append(f"  {row_format}: {{path: {file}, on_bad_row: skip}}")
+        stages.append(f"  of_{row_format}: {{kind: labels, data: {row_format}}}")
+    (folder / "next.yaml").write_text("\n".join(["name: next", "data:", *sources, "stages:", *stages]) + "\n")
+    checked = call("check", "next.yaml", cwd=folder)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    for row_format in FORMATS_OF_PAIRS:
+        status = call("labels", "status", "next.yaml", f"of_{row_format}", cwd=folder).stdout
+        assert "of 5 pairs" in status, (row_format, status)
+
+
+WRONG = {
+    "no such format": (("--format", "xml"), "--format xml; expected one of preference, unpaired, raw"),
+    "a split of standard output": (("--split", "0.1"), "--split writes two files"),
+    "Parquet on standard output": (("--format", "parquet"), "is not text that can be printed"),
+    "ties of transcripts": (("--format", "hh", "--ties"), "has no margin that could be 0"),
+    "ties of raw rows": (("--format", "raw", "--ties"), "has ties in any case"),
+    "pseudonyms of nobody": (("--pseudonyms",), "names nobody"),
+    "an aggregation of raw rows": (("--format", "raw", "--aggregate", "majority"), "every label for itself"),
+    "no such aggregation": (("--aggregate", "mean"), "majority or dawid_skene"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_options_that_do_not_fit_are_one_line(labelled: Path, call: Any, case: str) -> None:
+    options, told = WRONG[case]
+    ended = call("labels", "export", labelled, "labels", "--store", "store", *options, cwd=labelled.parent)
+    assert ended.returncode == 2 and told in ended.stderr, ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_files_of_no_known_format_are_one_line(labelled: Path, call: Any) -> None:
+    folder = labelled.parent
+    (folder / "odd.jsonl").write_text('{"x": 1}\n')
+    for files, told in ((("odd.jsonl",), "the first row has the columns x"), ((), "an import of 0 files")):
+        ended = call("labels", "import", labelled, "labels", "--store", "store", *files, cwd=folder)
+        assert ended.returncode == 2 and told in ended.stderr, ended.stderr
+
+
+def test_the_interface_of_label_studio_is_the_one_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "preferences.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```xml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert shown.strip() == LABEL_STUDIO_CONFIG.strip()
+    task = label_studio_task()
+    names = set(re.findall(r'name="(\w+)"', shown))
+    assert {one["from_name"] for one in task["annotations"][0]["result"]} <= names
+    assert {name for one in task["annotations"][0]["result"] for name in one["to_name"].split(",")} <= names
+    assert set(re.findall(r'value="\$(\w+)"', shown)) <= task["data"].keys()
+
+
+def label_studio_task() -> dict[str, Any]:
+    """One task with a preference."""
+    state = State()
+    state._take(
+        "label", {"item": ITEMS[0].id, "annotator": "ada", "verdict": "second", "strength": 2, "seconds": 4.0}, 1
+    )
+    ((_, task),), _ = FORMATS["label-studio"](Labels(ITEMS, state, {}))
+    return task
