@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,8 +71,9 @@ def unreadable(ctx: StageContext, field: str, rows: Sequence[Row]) -> dict[int, 
 def scores_by_model(ctx: StageContext, field: str, answered: Answered) -> dict[str, list[float]]:
     """Return the scores of answers by each reward model of a stage's input, by the model's name.
 
+    The answers are divided over the ranks; all ranks must call this with the same answers, and all get all scores.
     Scores are rounded as they are written. A stage that was stopped goes on with what it has not scored, and ends in
-    the same scores. Every rank calls it with the same answers, scores a share of them, and gets all scores.
+    the same scores.
 
     Args:
         ctx: the stage's context.
@@ -84,37 +84,41 @@ def scores_by_model(ctx: StageContext, field: str, answered: Answered) -> dict[s
         PipelineError: a model cannot be loaded, or its chat template cannot render a prompt.
         Interrupted: the run was asked to stop.
     """
-    sources, ranks = ctx.inputs.get(field, []), Ranks.current()
+    sources = ctx.inputs.get(field, [])
     names = [source.name for source in sources]
-    total, done = len(answered.texts) * len(sources), 0
+    total = len(answered.texts) * len(sources)
     scores: dict[str, list[float]] = {}
     for place, source in enumerate(sources):
         name = source.name if names.count(source.name) == 1 else f"{source.name}.{place}"
-        ctx.phase(f"{name} scores {counted(len(answered.texts), 'answer')}")
-        scorer = cache(partial(text_scorer, ctx, source))
-        parts, own = list(_parts(answered)), list[float]()
-        for first in range(0, len(parts), ranks.count):
-            share = parts[first + ranks.index : first + ranks.index + 1]
-            scored: list[list[float]] = ranks.all_gather([_scored(ctx, source, part, scorer) for part in share])
-            for values in scored:
-                own += values
-                done += len(values)
-            ctx.progress(done, total)
-            ctx.stop_if_asked()
-        scores[name] = own
+        scores[name] = _scores(ctx, source, name, answered, (place * len(answered.texts), total))
     return scores
 
 
-def _scored(ctx: StageContext, source: ResolvedInput, part: Answered, scorer: Callable[[], TextScorer]) -> list[float]:
-    """Return the scores of a part: those of an earlier attempt, or new ones, which are kept."""
-    file = _file(ctx.work, source, part)
-    if file.is_file():
-        kept: list[float] = json.loads(file.read_text(encoding="utf-8"))
-        return kept
-    values = [rounded(value) for value in scorer()(part.rows, part.texts)]
-    file.parent.mkdir(exist_ok=True)
-    keep_if_possible(file, json.dumps(values))
-    return values
+def _scores(
+    ctx: StageContext, source: ResolvedInput, name: str, answered: Answered, progress: tuple[int, int]
+) -> list[float]:
+    """Return one model's scores; ``progress`` has the number of scores before them, and of all."""
+    ranks, parts, (before, total) = Ranks.current(), list(_parts(answered)), progress
+    files = [_file(ctx.work, source, part) for part in parts]
+    kept: dict[int, list[float]] = {}
+    if ranks.is_first:
+        kept = {i: json.loads(file.read_text(encoding="utf-8")) for i, file in enumerate(files) if file.is_file()}
+    (kept,) = ranks.all_gather([kept] if ranks.is_first else [])
+    missing = [i for i in range(len(parts)) if i not in kept]
+    if missing:
+        ctx.phase(f"{name} scores {counted(len(answered.texts), 'answer')}")
+        scorer = text_scorer(ctx, source)
+    for first in range(0, len(missing), ranks.count):
+        own = ranks.shard(missing[first : first + ranks.count])  # a part for each rank
+        fresh = [(i, [rounded(value) for value in scorer(parts[i].rows, parts[i].texts)]) for i in own]
+        for i, values in ranks.all_gather(fresh):
+            kept[i] = values
+            if ranks.is_first:
+                files[i].parent.mkdir(exist_ok=True)
+                keep_if_possible(files[i], json.dumps(values))
+        ctx.progress(before + sum(map(len, kept.values())), total)
+        ctx.stop_if_asked()
+    return [value for i in range(len(parts)) for value in kept[i]]
 
 
 def _parts(answered: Answered) -> Iterator[Answered]:
