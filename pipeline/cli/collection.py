@@ -20,6 +20,7 @@ from pipeline.cli.terminal import print_line
 from pipeline.errors import ExitCode, PipelineError, Problem, counted
 from pipeline.machine.disk import writing
 from pipeline.preferences.anchors import Anchor, note_head, noted_heads
+from pipeline.preferences.dimensions import Dimension
 from pipeline.preferences.events import Access
 from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
@@ -48,6 +49,7 @@ class Collection:
         ledger: events of the labels.
         guidelines: what annotators are told.
         store: folder of the store, where the heads of the ledger are noted.
+        dimensions: what annotators may judge besides.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Collection:
     ledger: Ledger
     guidelines: str
     store: Path
+    dimensions: Sequence[Dimension] = ()
 
     def note_head(self) -> None:
         """Note the ledger's head in the store.
@@ -93,7 +96,7 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
     items, _ = items_of(rows.train + rows.held_out)
     batch = Batch(items, config.labels_per_item, config.overlap)
     label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
-    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root)
+    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root, config.dimensions)
 
 
 def show_labels(collection: Collection, what: str, until: int | None, out: Path | None, *, as_json: bool) -> None:

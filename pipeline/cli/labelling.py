@@ -31,7 +31,7 @@ def open_app(
     Raises:
         PipelineError: nobody has a link, a link of nobody is to be replaced, or the address cannot be listened on.
     """
-    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
+    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
     names = [name.strip() for name in annotators.split(",") if name.strip()]
     known = queue.people()
     if unknown := [name for name in new_link if name not in known and name not in names]:

@@ -11,13 +11,14 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypedDict, cast
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
 from pipeline.preferences.blinding import blinded_id, is_swapped, new_salt
 from pipeline.preferences.details import Choice, details_body
+from pipeline.preferences.dimensions import Dimension, check_ratings
 from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Verdict
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
@@ -79,10 +80,13 @@ class LabelQueue:
         ledger: the log of events that records labels, leases and annotators.
         guidelines: text that annotators are shown by this app; each label given in it records its version. None for a
             queue that shows nothing.
+        dimensions: what annotators may judge besides.
     """
 
-    def __init__(self, batch: Batch, ledger: Ledger, guidelines: str | None = None) -> None:
-        self.batch, self.ledger = batch, ledger
+    def __init__(
+        self, batch: Batch, ledger: Ledger, guidelines: str | None = None, dimensions: Sequence[Dimension] = ()
+    ) -> None:
+        self.batch, self.ledger, self.dimensions = batch, ledger, dimensions
         self._items = {item.id: item for item in batch.items}
         self._state = State()
         self._assignment = Assignment(batch, self._state)
@@ -207,9 +211,10 @@ class LabelQueue:
         """Record a choice with what else the annotator said of the pair.
 
         Raises:
-            PipelineError: no such item, side or strength, an edit that is none, or the item is not leased to this
-                annotator.
+            PipelineError: no such item, side, strength or dimension, an edit that is none, or the item is not leased to
+                this annotator.
         """
+        check_ratings(choice.ratings, self.dimensions)
         side, strength, seconds = choice.side, choice.strength, choice.seconds
         if side not in SIDES:
             raise PipelineError(Problem(f"choice {side!r}", f"one of {', '.join(SIDES)}"))
@@ -221,7 +226,7 @@ class LabelQueue:
             is_even = side not in ("left", "right")
             verdict = cast(Verdict, side) if is_even else VERDICTS[(side == "right") != swapped]
             given = EventBody(verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
-            given = {**given, **details_body(choice, self._items[item_id], verdict)}
+            given = {**given, **details_body(choice, self._items[item_id], given)}
             return {**given, "guidelines": self._version} if self._version else given
 
         self._answer("label", annotator, item, choice.request, body)

@@ -23,6 +23,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.kind.traits import Packages, Traits
+from pipeline.preferences.dimensions import Dimensions
 from pipeline.stage import Data, Runtime, StageConfig, register_kind
 
 
@@ -33,6 +34,7 @@ class Config(StageConfig):
         data: pairs of answers to compare.
         labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
+        dimensions: what people may judge besides the verdict; each is rated or compared.
         guidelines: what annotators are told, in Markdown.
         batch: name of the labels in the ledger; the stage's name when empty.
         ledger: SQLAlchemy URL of the database of labels; `TRUEUP_LEDGER` overrides it, the default is a file in the
@@ -42,6 +44,7 @@ class Config(StageConfig):
     data: Annotated[str, Data("preference")]
     labels_per_item: int = Field(default=1, ge=1)
     overlap: float = Field(default=0.0, ge=0, le=1)
+    dimensions: Dimensions = ()
     guidelines: str = ""
     batch: Annotated[str, Runtime()] = ""
     ledger: Annotated[str | None, Runtime()] = None
