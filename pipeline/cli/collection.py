@@ -25,6 +25,7 @@ from pipeline.machine.disk import writing
 from pipeline.plan import Plan
 from pipeline.preferences.anchors import Anchor, note_head, noted_heads
 from pipeline.preferences.candidates import pairs_to_label
+from pipeline.preferences.dimensions import Dimension
 from pipeline.preferences.events import Access, Role
 from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.label_queue import LabelQueue
@@ -59,6 +60,7 @@ class Collection:
         guidelines: what annotators are told.
         store: folder of the store, where the heads of the ledger are noted.
         aggregate: how the stage makes one decision of several labels.
+        dimensions: what annotators may judge besides.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Collection:
     guidelines: str
     store: Path
     aggregate: str
+    dimensions: Sequence[Dimension] = ()
 
     def note_head(self) -> None:
         """Note the ledger's head in the store.
@@ -107,7 +110,8 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
             )
     batch = Batch(items, config.labels_per_item, config.overlap, probes)
     label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
-    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root, config.aggregate)
+    store, guidelines = artifact_store.root, config.guidelines
+    return Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, config.dimensions)
 
 
 def _pairs(plan: Plan, store: Store, recipe: Path, stage: str, name: str) -> Sequence[Item]:

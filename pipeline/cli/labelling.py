@@ -40,7 +40,7 @@ def open_app(
     Raises:
         PipelineError: nobody has a link, a link of nobody is to be replaced, or the address cannot be listened on.
     """
-    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines)
+    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
     known = queue.people()
     roles = _roles(names, known)
     if unknown := [name for name in new_link if name not in known and name not in roles]:

@@ -20,7 +20,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from pipeline.plain_data import JsonObject
-from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice, Details
+from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice
+from pipeline.preferences.dimensions import SideRating, shown_dimensions
 from pipeline.preferences.events import FlagKind
 from pipeline.preferences.gate import HEADERS, Endpoint, Gate, Given, HostGuard, Hosts, Nothing, broken, refused
 from pipeline.preferences.label_queue import AHEAD, LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
@@ -41,6 +42,7 @@ class Label(Given):
     request: RequestId = ""
     comment: Annotated[str, Field(max_length=LONGEST_COMMENT)] = ""
     edit: Annotated[str, Field(max_length=LONGEST_EDIT)] = ""
+    ratings: dict[str, SideRating] = Field(default_factory=dict)
 
 
 class Leave(Given):
@@ -90,12 +92,13 @@ class LabelApi:
 
     def hello(self, name: str, given: Nothing) -> JsonObject:
         """Return who the annotator is and what the page says."""
-        return {"annotator": name, "title": self.title, "guidelines": self.guidelines}
+        dimensions = shown_dimensions(self.queue.dimensions)
+        return {"annotator": name, "title": self.title, "guidelines": self.guidelines, "dimensions": dimensions}
 
     def label(self, name: str, given: Label) -> JsonObject:
         """Record a choice, and return the next pairs."""
-        details = Details(given.comment, given.edit)
-        self.queue.choose(name, given.item, Choice(given.choice, given.strength, given.seconds, given.request, details))
+        told = (given.comment, given.edit, given.ratings)
+        self.queue.choose(name, given.item, Choice(given.choice, given.strength, given.seconds, given.request, *told))
         return self._following(name)
 
     def leave(self, kind: Literal["skip", "flag"], name: str, given: Leave) -> JsonObject:

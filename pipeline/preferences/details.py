@@ -1,4 +1,4 @@
-"""What a person may say of a pair besides the verdict: a comment, an edited response, the kind of a flag.
+"""What a person may say of a pair besides the verdict: a comment, an edited response, ratings, the kind of a flag.
 
 An edit is a verdict, too: the person prefers the response as they wrote it over the other one. Knows nothing of the
 ledger or the web.
@@ -6,10 +6,13 @@ ledger or the web.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.preferences.events import EventBody, FlagKind, Verdict
+from pipeline.preferences.dimensions import SideRating, by_response
+from pipeline.preferences.events import EventBody, FlagKind, Rating
 from pipeline.preferences.items import Item
 
 LONGEST_COMMENT = 2000
@@ -24,11 +27,13 @@ class Details(NamedTuple):
         comment: what the person wrote about the pair.
         edit: the preferred response as the person wants it: the text of its last turn; empty without an edit.
         flag: kind of a flag; None where none was given.
+        ratings: what the person said in each dimension, by its name.
     """
 
     comment: str = ""
     edit: str = ""
     flag: FlagKind | None = None
+    ratings: Mapping[str, Rating] = MappingProxyType({})
 
 
 class Choice(NamedTuple):
@@ -39,33 +44,45 @@ class Choice(NamedTuple):
         strength: strength of the preference, 1 to 3.
         seconds: time the choice took.
         request: id of the request; empty without one.
-        details: what else the person said.
+        comment: what the person wrote about the pair.
+        edit: the preferred response as the person wants it.
+        ratings: what the person said in each dimension, by its name.
     """
 
     side: str
     strength: int = 1
     seconds: float = 0.0
     request: str = ""
-    details: Details = Details()
+    comment: str = ""
+    edit: str = ""
+    ratings: Mapping[str, SideRating] = MappingProxyType({})
 
 
 def details_of(body: EventBody) -> Details | None:
     """Return the details of an event; None for one without any, which most are."""
-    details = Details(body.get("comment", ""), body.get("edit", ""), body.get("flag"))
-    return None if details == Details() else details
+    if body.keys().isdisjoint(Details._fields):
+        return None
+    return Details(body.get("comment", ""), body.get("edit", ""), body.get("flag"), body.get("ratings", {}))
 
 
-def details_body(choice: Choice, item: Item, verdict: Verdict) -> EventBody:
+def details_body(choice: Choice, item: Item, said: EventBody) -> EventBody:
     """Return the fields of a label's event that hold its details.
+
+    Args:
+        choice: the label as the browser sent it.
+        item: the item.
+        said: verdict of the label, and whether the sides were exchanged.
 
     Raises:
         PipelineError: no response is preferred but one is edited, or the edit is one of the two responses.
     """
     body = EventBody()
-    if choice.details.comment.strip():
-        body["comment"] = choice.details.comment
-    if edit := choice.details.edit:
-        if verdict not in ("first", "second"):
+    if choice.comment.strip():
+        body["comment"] = choice.comment
+    if ratings := by_response(choice.ratings, swapped=bool(said["swapped"])):
+        body["ratings"] = ratings
+    if edit := choice.edit:
+        if said["verdict"] not in ("first", "second"):
             statement = f"an edited answer and the choice {choice.side!r}"
             raise PipelineError(Problem(statement, "the edited answer as the better one"))
         if not edit.strip() or any(_plain(edit) == _plain(str(turns[-1]["content"])) for turns in item.responses):

@@ -25,6 +25,22 @@ Role = Literal["annotator", "lead"]
 """What somebody is there for: an annotator labels; a lead sees how it goes, invites people and adjudicates."""
 
 
+class Rating(TypedDict, total=False):
+    """What a person said in one dimension.
+
+    Attributes:
+        first: rating of the first response, from 1; of a dimension that is rated.
+        second: rating of the second response.
+        better: the better response, or that none is; of a dimension that is compared.
+        rationale: why.
+    """
+
+    first: int
+    second: int
+    better: Literal["first", "second", "tie"]
+    rationale: str
+
+
 class EventBody(TypedDict, total=False):
     """The content of an event; each kind has some of the fields.
 
@@ -47,6 +63,7 @@ class EventBody(TypedDict, total=False):
         reason: `skip`, `flag` and `drop`: the reason given.
         comment: `label`: what the person wrote about the pair.
         edit: `label`: the preferred response as the person wants it, the text of its last turn.
+        ratings: `label`: what the person said in each dimension, by its name.
         flag: `flag`: what is wrong with the pair.
         event: `undo`: number of the event that is undone.
         request: `label`, `skip`, `flag`, `undo`: id that the browser gave the request, the same when it sends it again.
@@ -72,6 +89,7 @@ class EventBody(TypedDict, total=False):
     reason: str
     comment: str
     edit: str
+    ratings: dict[str, Rating]
     flag: FlagKind
     event: int
     request: str

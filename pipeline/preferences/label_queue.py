@@ -11,19 +11,20 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple, TypedDict, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, cast
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
 from pipeline.preferences.blinding import blinded_id, new_salt
 from pipeline.preferences.details import Choice, details_body
+from pipeline.preferences.dimensions import Dimension, check_ratings
 from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Role, Verdict
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probes import is_swapped
-from pipeline.preferences.shown import ShownPair, shown_pair
+from pipeline.preferences.shown import Progress, ShownPair, shown_pair
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
@@ -53,22 +54,6 @@ class Caller(NamedTuple):
     role: Role
 
 
-class Progress(TypedDict):
-    """How far a batch is.
-
-    Attributes:
-        done: number of labels given.
-        wanted: number of labels needed.
-        own: number of answers given by one annotator.
-        closed: whether the batch was closed.
-    """
-
-    done: int
-    wanted: int
-    own: int
-    closed: bool
-
-
 class LabelQueue:
     """The queue of a batch of items that annotators label.
 
@@ -77,10 +62,13 @@ class LabelQueue:
         ledger: the log of events that records labels, leases and annotators.
         guidelines: text that annotators are shown by this app; each label given in it records its version. None for a
             queue that shows nothing.
+        dimensions: what annotators may judge besides.
     """
 
-    def __init__(self, batch: Batch, ledger: Ledger, guidelines: str | None = None) -> None:
-        self.batch, self.ledger = batch, ledger
+    def __init__(
+        self, batch: Batch, ledger: Ledger, guidelines: str | None = None, dimensions: Sequence[Dimension] = ()
+    ) -> None:
+        self.batch, self.ledger, self.dimensions = batch, ledger, dimensions
         self._state = State()
         self._assignment = Assignment(batch, self._state)
         self._turn = threading.Lock()
@@ -247,9 +235,10 @@ class LabelQueue:
         """Record a choice with what else the annotator said of the pair.
 
         Raises:
-            PipelineError: no such item, side or strength, an edit that is none, or the item is not leased to this
-                annotator.
+            PipelineError: no such item, side, strength or dimension, an edit that is none, or the item is not leased to
+                this annotator.
         """
+        check_ratings(choice.ratings, self.dimensions)
         side, strength, seconds = choice.side, choice.strength, choice.seconds
         if side not in SIDES:
             raise PipelineError(Problem(f"choice {side!r}", f"one of {', '.join(SIDES)}"))
@@ -262,7 +251,7 @@ class LabelQueue:
             verdict = cast(Verdict, side) if is_even else VERDICTS[(side == "right") != swapped]
             given = EventBody(verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
             shown = self._assignment.item(item_id)
-            given = {**given, **(details_body(choice, shown, verdict) if shown is not None else {})}
+            given = {**given, **(details_body(choice, shown, given) if shown is not None else {})}
             return {**given, "guidelines": self._version} if self._version else given
 
         self._answer("label", annotator, item, choice.request, body)

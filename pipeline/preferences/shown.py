@@ -1,4 +1,4 @@
-"""A pair as a browser receives it: without anything that tells which response is which."""
+"""What a browser receives: a pair, without anything that tells which response is which, and how far a batch is."""
 
 from __future__ import annotations
 
@@ -30,6 +30,22 @@ class ShownPair(TypedDict):
     prompt: list[ShownTurn]
     left: list[ShownTurn]
     right: list[ShownTurn]
+
+
+class Progress(TypedDict):
+    """How far a batch is.
+
+    Attributes:
+        done: number of labels given.
+        wanted: number of labels needed.
+        own: number of answers given by one annotator.
+        closed: whether the batch was closed.
+    """
+
+    done: int
+    wanted: int
+    own: int
+    closed: bool
 
 
 def shown_pair(item: Item, annotator: str, salt: str) -> ShownPair:

@@ -50,6 +50,7 @@ OTHER_VALUES: dict[str, Any] = {
     "limit": 5,
     "title": "Other",
     "guidelines": "Other",
+    "dimensions": [{"name": "helpful", "rated": 5}],
     "layout": "separate",
     "rollout_engine": "generate",
     "reward_weights": [0.5],

@@ -2,6 +2,7 @@
 
 import { askText, askWhy } from "./dialogs.js";
 import { differences } from "./differences.js";
+import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
 import { rendered, showTurns, textOf } from "./rendering.js";
 
@@ -19,6 +20,7 @@ let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
 let waiting = false;
 let isClosed = false;
+let dimensions = [];
 let view = "rendered"; // or "raw", the texts as they were written, or "compared", the raw answers with their differences
 
 // The same request is sent again until the server has answered it: `request` in its body tells the server that it is the
@@ -127,6 +129,7 @@ function show() {
     return;
   }
   showTexts();
+  showDimensions(at("dimensions"), dimensions, draftOf(item.item).ratings, keep);
   paint();
   shownAt = performance.now();
   window.scrollTo(0, 0);
@@ -233,10 +236,11 @@ function edit(side) {
 
 function submit() {
   if (!items.length) return;
-  const { choice, strength, comment, edits } = draftOf(items[0].item);
-  if (choice) answer("label", { choice, strength, comment, edit: (isPreference(choice) && edits[choice]) || "" });
+  const { choice, strength, comment, edits, ratings } = draftOf(items[0].item);
+  if (choice) answer("label", { choice, strength, comment, ratings, edit: (isPreference(choice) && edits[choice]) || "" });
 }
 
+const rate = () => enterDimensions(at("dimensions"));
 const toggleRaw = () => toggle("raw");
 const toggleCompared = () => toggle("compared");
 const inWords = ({ reason, words }) => ({ reason: [reason, words].filter(Boolean).join(": ") });
@@ -248,9 +252,10 @@ const flag = () =>
     ({ reason, words }) => ({ flag: reason, reason: words }),
   );
 
-const KEYS_OF_ACTS = { s: skip, f: flag, u: undo, m: toggleRaw, d: toggleCompared, c: comment, e: () => edit(), enter: submit };
+const KEYS_OF_ACTS = { s: skip, f: flag, u: undo, m: toggleRaw, d: toggleCompared, c: comment, e: () => edit(), r: rate, enter: submit };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (takesKey(at("dimensions"), event)) return;
   const key = event.key.toLowerCase();
   const onControl = event.target.closest?.("button, a, summary");
   // Enter and the space bar on a button press that button, and nothing else.
@@ -291,7 +296,8 @@ async function begin() {
     return;
   }
   try {
-    const { annotator, title, guidelines } = await ask("hello");
+    const { annotator, title, guidelines, dimensions: asked = [] } = await ask("hello");
+    dimensions = asked;
     at("title").textContent = `${title}: which answer is better?`;
     document.title = `${title} · ${annotator}`;
     at("guidelines").hidden = !guidelines;

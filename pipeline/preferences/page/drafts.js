@@ -3,7 +3,7 @@
 
 const PLACE = "trueup-drafts";
 // typed: texts whose box was closed without OK, by what they are; why: reasons, by what they are for.
-const empty = () => ({ choice: null, strength: 1, comment: "", edits: {}, typed: {}, why: {} });
+const empty = () => ({ choice: null, strength: 1, comment: "", edits: {}, ratings: {}, typed: {}, why: {} });
 const drafts = new Map(Object.entries(stored()).map(([item, draft]) => [item, { ...empty(), ...draft }]));
 const saved = new Set(); // pairs whose draft the server has; it comes back when the answer is taken back
 

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from pipeline.errors import Problem
 from pipeline.kind.traits import Packages, Traits
+from pipeline.preferences.dimensions import Dimensions
 from pipeline.preferences.pair_choice import PairChoice
 from pipeline.stage import Data, Runtime, register_kind
 
@@ -39,6 +40,7 @@ class Config(PairChoice):
         gold: pairs whose better answer is known, hidden among the others to see how people label; they make no rows.
         gold_share: expected share of them among what a person is shown.
         repeats: expected share of pairs that a person is shown again, with the sides exchanged.
+        dimensions: what people may judge besides the verdict; each is rated or compared.
         guidelines: what annotators are told, in Markdown.
         aggregate: how several labels of a pair become one: by majority, or by Dawid and Skene's estimate.
         batch: name of the labels in the ledger; the stage's name when empty.
@@ -52,6 +54,7 @@ class Config(PairChoice):
     gold: Annotated[str | None, Data("preference")] = None
     gold_share: float = Field(default=0.05, ge=0, le=0.4)
     repeats: float = Field(default=0.0, ge=0, le=0.4)
+    dimensions: Dimensions = ()
     guidelines: str = ""
     aggregate: Literal["majority", "dawid_skene"] = "majority"
     batch: Annotated[str, Runtime()] = ""

@@ -13,12 +13,16 @@ from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.rating_rows import rating_rows
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.collect.aggregation import decision_by
 from pipeline.stages.collect.config import Config, ledger_url
 
 FILE = "preferences.jsonl"
 """File of the artifact with the rows to train on."""
+
+RATINGS = "ratings.jsonl"
+"""File of the artifact with what people said in each dimension, where the stage has dimensions."""
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -54,6 +58,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     edits = edited_pairs(preferences, items)
     with (ctx.out / FILE).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in preferences)
+    if config.dimensions:
+        with (ctx.out / RATINGS).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rating_rows(items, state))
     verdict_NA = label_table(items, state).verdict_NA
     agreed = raw_agreement(verdict_NA, seed=ctx.seed)
     metrics = {
