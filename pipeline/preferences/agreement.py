@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item
-from pipeline.preferences.labels import VERDICTS, Answer, State
+from pipeline.preferences.labels import VERDICTS, Answer, FinalVerdict, State
 from pipeline.preferences.probes import is_probe
 from pipeline.records.shapes.turns import Turn
 
@@ -80,16 +80,18 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], C
     """Return the labels as preference rows, in the order of items, and the number of items without a row by reason.
 
     The rows are conversational, as trl takes them. The response that more people preferred is the chosen one
-    (`margin_of`). Ties, pairs with both responses good or both bad, split votes, and flagged or dropped pairs give no
-    row.
+    (`margin_of`); where a lead adjudicated, the lead's verdict decides alone. Ties, pairs with both responses good or
+    both bad, split votes, and flagged or dropped pairs give no row.
     """
     rows: list[LabelledPair] = []
+    labels: Sequence[Answer | FinalVerdict]
     without = Counter[str]()
     for item in items:
-        labels = list(state.labels(item.id).values())
+        final = state.adjudicated.get(item.id)
+        labels = [final] if final else list(state.labels(item.id).values())
         if item.id in state.dropped:
             without["dropped"] += 1
-        elif state.is_flagged(item.id):
+        elif final is None and state.is_flagged(item.id):
             without["flagged"] += 1
         elif not labels:
             without["unlabelled"] += 1
@@ -109,7 +111,7 @@ def exported(items: Iterable[Item], state: State) -> tuple[list[LabelledPair], C
     return rows, without
 
 
-def margin_of(labels: Sequence[Answer]) -> float:
+def margin_of(labels: Sequence[Answer | FinalVerdict]) -> float:
     """Return the margin of an item's labels: positive when more people preferred the first response, else negative.
 
     The majority decides, whatever strengths the minority gave; with equal numbers the vote is split and the margin 0.

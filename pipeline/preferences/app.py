@@ -28,6 +28,7 @@ from pipeline.preferences.rate_limit import RateLimit
 
 PAGE = files("pipeline.preferences") / "page"
 TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+LEAD_TYPES = {"lead.html": "text/html", "lead.js": "text/javascript", "lead.css": "text/css"}
 AHEAD = 2
 """Number of pairs sent to a browser at a time: the one shown and the next."""
 
@@ -127,7 +128,7 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts |
         text = (PAGE / name).read_text(encoding="utf-8")
 
         async def serve(request: Request) -> Response:
-            return Response(text, media_type=TYPES[name], headers=HEADERS)
+            return Response(text, media_type={**TYPES, **LEAD_TYPES}[name], headers=HEADERS)
 
         return serve
 
@@ -135,6 +136,8 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts |
         Route("/healthz", healthz),
         Route("/", page("index.html")),
         *(Route(f"/{name}", page(name)) for name in ("app.js", "style.css")),
+        Route("/lead", page("lead.html")),
+        *(Route(f"/{name}", page(name)) for name in ("lead.js", "lead.css")),
         *LabelApi(queue, title, guidelines).routes(gate),
         *LeadApi(queue, title).routes(gate),
     ]

@@ -1,7 +1,7 @@
 """Which items still need labels, and who gets which next: kept up to date event by event.
 
-An item is open while it has fewer labels than it needs, and was neither flagged nor dropped, in a batch that is not
-closed. Nobody gets an item again that they answered.
+An item is open while it has fewer labels than it needs, and was not flagged, dropped or adjudicated, in a batch that is
+not closed. Nobody gets an item again that they answered.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Assignment:
             self._done -= self._labels[place]
             self._full -= self._needed[place]
             self._labels[place] = min(len(self.state.labels(item)), self._wanted[place])
-            is_out = item in self.state.dropped or self.state.is_flagged(item)
+            is_out = item in self.state.dropped or item in self.state.adjudicated or self.state.is_flagged(item)
             self._needed[place] = self._labels[place] if is_out else self._wanted[place]
             self._done += self._labels[place]
             self._full += self._needed[place]
@@ -128,6 +128,11 @@ class Assignment:
         """Return an item or a probe of the batch; None for an id that is neither."""
         place = self._position.get(item)
         return self.batch.items[place] if place is not None else self.probes.item(item)
+
+    def missing(self, item: str) -> int:
+        """Return the number of labels an item still needs."""
+        place = self._position.get(item)
+        return self._needed[place] - self._labels[place] if place is not None and self.is_open(item) else 0
 
     def is_free(self, item: str, annotator: str, now: float) -> bool:
         """Return whether an item needs more labels than it has and other annotators are about to give."""

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 EventKind = Literal[
-    "batch", "guidelines", "annotator", "access", "lease", "label", "skip", "flag", "undo", "drop", "close"
+    "batch",
+    "guidelines",
+    "annotator",
+    "access",
+    "lease",
+    "label",
+    "skip",
+    "flag",
+    "undo",
+    "drop",
+    "close",
+    "adjudicate",
 ]
 
 Verdict = Literal["first", "second", "tie", "both good", "both bad"]
@@ -34,15 +45,16 @@ class EventBody(TypedDict, total=False):
         token: `annotator`: SHA-256 of the person's token.
         role: `annotator`: what the person is there for; without it, an annotator.
         access: `access`: what the annotator may do from now on.
-        annotator: `lease`, `label`, `skip`, `flag`, `undo`: who did it.
+        annotator: `lease`, `label`, `skip`, `flag`, `undo`, `adjudicate`: who did it.
+        by: `annotator`, `access`, `drop`, `close`: the lead who did it; without it, the command line.
         items: `lease`: ids of the items that are reserved.
-        item: `label`, `skip`, `flag`, `undo` and `drop`: id of the item.
+        item: `label`, `skip`, `flag`, `undo`, `drop`, `adjudicate`: id of the item.
         until: `lease` and `undo`: Unix time at which the lease ends.
-        verdict: `label`: the choice.
-        strength: `label`: strength of the preference, 1 to 3.
+        verdict: `label` and `adjudicate`: the choice; an `adjudicate` without it takes the lead's verdict back.
+        strength: `label` and `adjudicate`: strength of the preference, 1 to 3.
         seconds: `label`: time the choice took.
         swapped: `label`: whether the second response was on the left.
-        reason: `skip`, `flag` and `drop`: the reason given.
+        reason: `skip`, `flag`, `drop` and `adjudicate`: the reason given.
         event: `undo`: number of the event that is undone.
         request: `label`, `skip`, `flag`, `undo`: id that the browser gave the request, the same when it sends it again.
         closed: `close`: whether the batch ends with the labels it has, or goes on.
@@ -56,6 +68,7 @@ class EventBody(TypedDict, total=False):
     role: Role
     access: Access
     annotator: str
+    by: str
     items: list[str]
     item: str
     until: float

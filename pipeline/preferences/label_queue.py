@@ -18,10 +18,11 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
 from pipeline.preferences.blinding import blinded_id, new_salt
 from pipeline.preferences.events import Access, EventBody, LedgerEvent, NewEvent, Role, Verdict
-from pipeline.preferences.items import Item, Turns
+from pipeline.preferences.items import Item
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probes import is_swapped
+from pipeline.preferences.shown import ShownPair, shown_pair
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
@@ -48,29 +49,6 @@ class Caller(NamedTuple):
     name: str
     access: Access
     role: Role
-
-
-class ShownTurn(TypedDict):
-    """A turn as a browser receives it."""
-
-    role: str
-    content: str
-
-
-class ShownPair(TypedDict):
-    """A pair as a browser receives it; it does not reveal which response is which.
-
-    Attributes:
-        item: id of the item, another one for every annotator.
-        prompt: the conversation before the responses.
-        left: the response on the left of the screen.
-        right: the response on its right.
-    """
-
-    item: str
-    prompt: list[ShownTurn]
-    left: list[ShownTurn]
-    right: list[ShownTurn]
 
 
 class Progress(TypedDict):
@@ -141,13 +119,29 @@ class LabelQueue:
             self._read()
             return self._assignment.stuck()
 
-    def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True) -> str:
+    @property
+    def salt(self) -> str:
+        """Secret of the batch."""
+        return self._state.salt
+
+    def last_event(self) -> int:
+        """Return the number of the last event of the ledger."""
+        with self._turn:
+            self._read()
+            return self._state.number
+
+    def record(self, decide: Callable[[State], NewEvent | None]) -> None:
+        """Append the event that ``decide`` returns, given the state; None appends nothing."""
+        self._append(decide)
+
+    def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True, by: str = "") -> str:
         """Issue a token to a person; the ledger stores only its hash.
 
         Args:
             name: name of the person.
             role: what the person is there for.
             replaces: whether the token takes the place of one that the person has.
+            by: the lead who invites.
 
         Raises:
             PipelineError: no name, a name of the other role, or of somebody who has a token that is not to be replaced.
@@ -162,14 +156,14 @@ class LabelQueue:
                 raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}", "each name has one role"))
             if known is not None and known.access != "revoked" and not replaces:
                 raise PipelineError(Problem(f"{name} has a link already", remedy="a new link ends the one there is"))
-            body = EventBody(name=name, token=_hashed(token))
+            body = _by(by, EventBody(name=name, token=_hashed(token)))
             return "annotator", {**body, "role": role} if role != "annotator" else body
 
         self._append(decide)
         return token
 
-    def set_access(self, name: str, access: Access) -> None:
-        """Pause somebody, revoke their link, or let them go on.
+    def set_access(self, name: str, access: Access, by: str = "") -> None:
+        """Pause somebody, revoke their link, or let them go on; ``by`` names the lead who does.
 
         Raises:
             PipelineError: nobody has this name, or a revoked link is to work again.
@@ -185,19 +179,18 @@ class LabelQueue:
                 raise PipelineError(
                     Problem(statement, remedy=f"`trueup labels people RECIPE STAGE --add {name}` makes a new one")
                 )
-            return None if person.access == access else ("access", {"name": name, "access": access})
+            return None if person.access == access else ("access", _by(by, {"name": name, "access": access}))
 
         self._append(decide)
 
-    def drop(self, item: str, reason: str) -> None:
-        """Take an item out of the batch: it needs no labels any more and makes no row."""
-        self._append(
-            lambda state: None if item in state.dropped else ("drop", {"item": item, "reason": reason[:LONGEST_REASON]})
-        )
+    def drop(self, item: str, reason: str, by: str = "") -> None:
+        """Take an item out of the batch: it needs no labels, and makes no row; ``by`` names the lead who does."""
+        body = _by(by, {"item": item, "reason": reason[:LONGEST_REASON]})
+        self._append(lambda state: None if item in state.dropped else ("drop", body))
 
-    def close(self, closed: bool = True) -> None:
-        """End the batch with the labels it has, or open it again."""
-        self._append(lambda state: None if state.is_closed == closed else ("close", {"closed": closed}))
+    def close(self, closed: bool = True, by: str = "") -> None:
+        """End the batch with the labels it has, or open it again; ``by`` names the lead who does."""
+        self._append(lambda state: None if state.is_closed == closed else ("close", _by(by, {"closed": closed})))
 
     def identify(self, token: str, *, is_new: bool = True) -> Caller | None:
         """Return who has this token; None for an unknown or revoked token.
@@ -229,7 +222,7 @@ class LabelQueue:
             return ("lease", {"annotator": annotator, "items": late, "until": now + LEASE_S}) if late else None
 
         self._append(decide)
-        return [_shown(item, annotator, salts[0]) for item in given]
+        return [shown_pair(item, annotator, salts[0]) for item in given]
 
     def label(self, annotator: str, item: str, side: str, strength: int, seconds: float, request: str = "") -> None:
         """Record a choice.
@@ -357,27 +350,19 @@ def guidelines_version(guidelines: str) -> str:
     return hashlib.sha256(guidelines.encode()).hexdigest()[:12] if guidelines else ""
 
 
+def _by(lead: str, body: EventBody) -> EventBody:
+    """Return the body of an event with the lead who caused it, if one did."""
+    return {**body, "by": lead} if lead else body
+
+
 def _why_not_open(state: State, item: str) -> str:
     if state.is_closed:
         return "the batch was closed: no more labels are needed"
     if item in state.dropped:
         return "this pair was taken out of the batch"
+    if item in state.adjudicated:
+        return "the lead has decided this pair"
     return "somebody flagged this pair" if state.is_flagged(item) else "this pair has all its labels"
-
-
-def _shown(item: Item, annotator: str, salt: str) -> ShownPair:
-    """Return an item as a browser receives it; it does not reveal which response is which."""
-    left, right = item.responses[::-1] if is_swapped(salt, annotator, item.id) else item.responses
-    return {
-        "item": blinded_id(salt, annotator, item.id),
-        "prompt": _shown_turns(item.prompt),
-        "left": _shown_turns(left),
-        "right": _shown_turns(right),
-    }
-
-
-def _shown_turns(turns: Turns) -> list[ShownTurn]:
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
 
 
 def _hashed(token: str) -> str:

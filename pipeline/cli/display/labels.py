@@ -28,7 +28,12 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
     if as_json:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
         left = [{"item": one.item.id, "missing": one.missing, "people": one.people} for one in stuck]
-        more = {"closed": state.is_closed, "dropped": sorted(state.dropped), "stuck": left}
+        more = {
+            "closed": state.is_closed,
+            "dropped": sorted(state.dropped),
+            "adjudicated": len(state.adjudicated),
+            "stuck": left,
+        }
         print_json({**totals, **more, "event": state.number, "head": state.head})
         return
     closed = ", closed" if state.is_closed else ""
@@ -41,6 +46,8 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         print_line(f"  {name}{note}: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
     if state.dropped:
         print_line(f"{counted(len(state.dropped), 'pair')} dropped")
+    if state.adjudicated:
+        print_line(f"{counted(len(state.adjudicated), 'pair')} adjudicated by a lead")
     if stuck:
         wants = agreeing(len(stuck), "wants", "want")
         print_line(

@@ -1,0 +1,47 @@
+"""A pair as a browser receives it: it does not reveal which response is which."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from pipeline.preferences.blinding import blinded_id
+from pipeline.preferences.items import Item, Turns
+from pipeline.preferences.probes import is_swapped
+
+
+class ShownTurn(TypedDict):
+    """A turn as a browser receives it."""
+
+    role: str
+    content: str
+
+
+class ShownPair(TypedDict):
+    """A pair as a browser receives it; it does not reveal which response is which.
+
+    Attributes:
+        item: id of the item, another one for every annotator.
+        prompt: the conversation before the responses.
+        left: the response on the left of the screen.
+        right: the response on its right.
+    """
+
+    item: str
+    prompt: list[ShownTurn]
+    left: list[ShownTurn]
+    right: list[ShownTurn]
+
+
+def shown_pair(item: Item, annotator: str, salt: str) -> ShownPair:
+    """Return an item as a browser receives it; it does not reveal which response is which."""
+    left, right = item.responses[::-1] if is_swapped(salt, annotator, item.id) else item.responses
+    return {
+        "item": blinded_id(salt, annotator, item.id),
+        "prompt": _shown_turns(item.prompt),
+        "left": _shown_turns(left),
+        "right": _shown_turns(right),
+    }
+
+
+def _shown_turns(turns: Turns) -> list[ShownTurn]:
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
