@@ -7,6 +7,7 @@ The ledger holds 100,000 events when the app starts. Fifty people label over HTT
 
 paced     ten labels a second together: the time from a label to the reply with the next pair, at the 95th percentile
 flat out  as fast as they can: labels a second
+lead      the lead's page: the time until its figures of the 100,000 events are there; and again after more labels
 killed    the server gets a SIGKILL meanwhile and is started again: every label that was acknowledged is there once
 
 Prints one JSON line for each figure, with its bar. People and server share the machine.
@@ -53,7 +54,7 @@ class Size(NamedTuple):
 
 
 BARS = {"paced_p95_ms": "≤ 100", "flat_out_per_s": "≥ 150", "lost": "0", "doubled": "0", "status_s": "≤ 2"}
-BARS |= {"agreement_s": "≤ 2", "export_s": "≤ 2"}
+BARS |= {"agreement_s": "≤ 2", "export_s": "≤ 2", "lead_s": "≤ 2", "lead_again_s": "≤ 2"}
 RECIPE = """
 name: bench
 data: {answers: {path: answers.jsonl}}
@@ -100,6 +101,7 @@ class App:
     def __init__(self, folder: Path, url: str, people: int) -> None:
         self.folder, self.url, self.people = folder, url, people
         self.tokens: dict[str, str] = {}
+        self.lead = ""
         self.process: subprocess.Popen[str] | None = None
         self.port = 0
 
@@ -108,6 +110,7 @@ class App:
         started = time.perf_counter()
         people = ",".join(f"person-{n}" for n in range(self.people))
         line = [sys.executable, "-m", "pipeline.cli", "collect", "bench.yaml", "labels", "--annotators", people]
+        line += ["--lead", "lead"]
         around = {**os.environ, "TRUEUP_LEDGER": self.url, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [*line, "--port", str(self.port)], cwd=self.folder, env=around, text=True, stdout=subprocess.PIPE
@@ -115,7 +118,9 @@ class App:
         assert self.process.stdout is not None
         for text in self.process.stdout:
             name, _, link = text.strip().partition(": ")
-            if "/#" in link:
+            if "/lead#" in link:
+                self.lead = link.partition("#")[2]
+            elif "/#" in link:
                 self.tokens[name] = link.partition("#")[2]
             if text.startswith("listening on "):
                 self.port = urlsplit(text.split()[2].rstrip(";")).port or 0
@@ -198,15 +203,31 @@ def work(app: App, every: float, seconds: float) -> list[Person]:
     return people
 
 
+def open_lead(app: App) -> float:
+    """Return the seconds until the lead's page has its figures."""
+    headers = {"Authorization": f"Bearer {app.lead}", "Content-Type": "application/json"}
+    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=60)
+    started = time.perf_counter()
+    connection.request("POST", "/api/lead/overview", "{}", headers)
+    reply = connection.getresponse()
+    told = json.loads(reply.read())
+    if reply.status != 200 or not told["event"]:
+        sys.exit(f"the lead's page has no figures: {reply.status}")
+    return time.perf_counter() - started
+
+
 def measure(database: str, folder: Path, url: str, size: Size) -> None:
     """Measure the app on one database."""
     make_world(folder, url, size)
     app, seconds = App(folder, url, size.people), size.seconds
     show(database, "start_s", app.start(), events=size.events, pairs=size.pairs)
+    show(database, "lead_s", open_lead(app))
     paced = work(app, size.people / 10, seconds)
     times = sorted(ms for person in paced for ms in person.milliseconds)
     p95 = times[int(len(times) * 0.95)]
     show(database, "paced_p95_ms", p95, median=round(statistics.median(times), 2), labels=len(times))
+    started = time.perf_counter()
+    show(database, "lead_again_s", open_lead(app))
     started = time.perf_counter()
     fast = work(app, 0.0, seconds)
     labels = sum(len(person.acknowledged) for person in fast)

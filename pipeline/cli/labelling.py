@@ -13,8 +13,9 @@ from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
-from pipeline.preferences.label_queue import NOUNS, LabelQueue
+from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Person
+from pipeline.preferences.people import NOUNS
 from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.preferences.edits import chosen_edit, edited
 from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item, text_of
-from pipeline.preferences.labels import VERDICTS, Answer, State
+from pipeline.preferences.labels import VERDICTS, Answer, FinalVerdict, State
 from pipeline.preferences.probes import is_probe
 from pipeline.preferences.stored_items import ids_of
 from pipeline.records.shapes.turns import Turn
@@ -94,7 +94,7 @@ Decide = Callable[[str, Sequence[Answer]], Decision]
 """Aggregates the labels of an item, of which there is at least one, into a decision."""
 
 
-def majority(item: str, labels: Sequence[Answer]) -> Decision:
+def majority(item: str, labels: Sequence[Answer | FinalVerdict]) -> Decision:
     """Return the decision of the majority (`margin_of`)."""
     margin = margin_of(labels)
     if margin:
@@ -106,14 +106,17 @@ def majority(item: str, labels: Sequence[Answer]) -> Decision:
 def decided(items: Sequence[Item], state: State, decide: Decide) -> tuple[list[tuple[int, Decision]], Counter[str]]:
     """Return the place and the decision of each item with labels; and the number of other items by reason.
 
-    Flagged and dropped items have no decision.
+    Where a lead adjudicated, the lead's verdict decides alone. Other flagged items, and dropped ones, have no decision.
     """
     decisions: list[tuple[int, Decision]] = []
     without = Counter[str]()
     for place, name in enumerate(ids_of(items)):
         labels = list(state.labels(name).values())
+        final = state.adjudicated.get(name)
         if name in state.dropped:
             without["dropped"] += 1
+        elif final is not None:
+            decisions.append((place, majority(name, [final])))
         elif state.is_flagged(name):
             without["flagged"] += 1
         elif not labels:
@@ -165,7 +168,7 @@ def edited_pairs(rows: Iterable[LabelledPair], items: Iterable[Item]) -> int:
     return sum(text_of(row["chosen"]) not in given for row in rows)
 
 
-def margin_of(labels: Sequence[Answer]) -> float:
+def margin_of(labels: Sequence[Answer | FinalVerdict]) -> float:
     """Return the margin of an item's labels: positive when more people preferred the first response, else negative.
 
     The majority decides, whatever strengths the minority gave; with equal numbers the vote is split and the margin 0.

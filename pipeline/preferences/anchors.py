@@ -77,7 +77,7 @@ def noted_heads(store: Path, batch: str) -> list[Anchor]:
 
 
 def newer_answers(store: Path, batch: str, event: int) -> int:
-    """Return the number of labels, skips, flags, undos and dropped items after an event, in the store's own ledger.
+    """Return the number of answers, undos, dropped and adjudicated items after an event, in the store's own ledger.
 
     Answers to gold items and repeats are none of them: they change no row.
 
@@ -88,7 +88,7 @@ def newer_answers(store: Path, batch: str, event: int) -> int:
         return 0
     question = (
         "SELECT count(*) FROM trueup_events WHERE batch = ? AND number > ? "
-        "AND kind IN ('label', 'skip', 'flag', 'undo', 'drop') "
+        "AND kind IN ('label', 'skip', 'flag', 'undo', 'drop', 'adjudicate') "
         """AND body NOT LIKE '%"item":"gold:%' AND body NOT LIKE '%"item":"repeat:%'"""
     )
     try:

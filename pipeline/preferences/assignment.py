@@ -1,7 +1,7 @@
 """Which items still need labels, and who gets which next: kept up to date event by event.
 
-An item is open while it has fewer labels than it needs, and was neither flagged nor dropped, in a batch that is not
-closed. Nobody gets an item again that they answered.
+An item is open while it has fewer labels than it needs, and was not flagged, dropped or adjudicated, in a batch that is
+not closed. Nobody gets an item again that they answered.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Assignment:
             self._full -= self._needed[place]
             kinds = [answer.kind for answer in given[item].values()] if item in given else ()
             self._labels[place] = min(kinds.count("label"), self._wanted[place])
-            is_out = "flag" in kinds or item in self.state.dropped
+            is_out = "flag" in kinds or item in self.state.dropped or item in self.state.adjudicated
             if self.batch.probes.repeats and not is_out:
                 is_out = self.state.is_flagged(item)  # perhaps when it was shown again
             self._needed[place] = self._labels[place] if is_out else self._wanted[place]
@@ -134,6 +134,11 @@ class Assignment:
         """Return an item or a probe of the batch; None for an id that is neither."""
         place = self._position.get(item)
         return self.batch.items[place] if place is not None else self.probes.item(item)
+
+    def missing(self, item: str) -> int:
+        """Return the number of labels an item still needs."""
+        place = self._position.get(item)
+        return self._needed[place] - self._labels[place] if place is not None and self.is_open(item) else 0
 
     def is_free(self, item: str, annotator: str, now: float) -> bool:
         """Return whether an item needs more labels than it has and other annotators are about to give."""

@@ -8,7 +8,18 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, TypedDict
 
 EventKind = Literal[
-    "batch", "guidelines", "annotator", "access", "lease", "label", "skip", "flag", "undo", "drop", "close"
+    "batch",
+    "guidelines",
+    "annotator",
+    "access",
+    "lease",
+    "label",
+    "skip",
+    "flag",
+    "undo",
+    "drop",
+    "close",
+    "adjudicate",
 ]
 
 Verdict = Literal["first", "second", "tie", "both good", "both bad"]
@@ -52,15 +63,16 @@ class EventBody(TypedDict, total=False):
         token: `annotator`: SHA-256 of the person's token.
         role: `annotator`: what the person is there for; without it, an annotator.
         access: `access`: what the annotator may do from now on.
-        annotator: `lease`, `label`, `skip`, `flag`, `undo`: who did it.
+        annotator: `lease`, `label`, `skip`, `flag`, `undo`, `adjudicate`: who did it.
+        by: `annotator`, `access`, `drop`, `close`: the lead who did it; without it, the command line.
         items: `lease`: ids of the items that are reserved.
-        item: `label`, `skip`, `flag`, `undo` and `drop`: id of the item.
+        item: `label`, `skip`, `flag`, `undo`, `drop`, `adjudicate`: id of the item.
         until: `lease` and `undo`: Unix time at which the lease ends.
-        verdict: `label`: the choice.
-        strength: `label`: strength of the preference, 1 to 3.
+        verdict: `label` and `adjudicate`: the choice; an `adjudicate` without it takes the lead's verdict back.
+        strength: `label` and `adjudicate`: strength of the preference, 1 to 3.
         seconds: `label`: time the choice took; None of an imported label that does not say.
         swapped: `label`: whether the second response was on the left; None of an imported label that does not say.
-        reason: `skip`, `flag` and `drop`: the reason given.
+        reason: `skip`, `flag`, `drop` and `adjudicate`: the reason given.
         comment: `label`: what the person wrote about the pair.
         edit: `label`: the preferred response as the person wants it, the text of its last turn.
         ratings: `label`: what the person said in each dimension, by its name.
@@ -79,6 +91,7 @@ class EventBody(TypedDict, total=False):
     role: Role
     access: Access
     annotator: str
+    by: str
     items: list[str]
     item: str
     until: float

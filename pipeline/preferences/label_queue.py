@@ -11,8 +11,8 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
@@ -23,6 +23,7 @@ from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.people import NOUNS, Caller, check_name
 from pipeline.preferences.probes import is_swapped
 from pipeline.preferences.shown import Progress, ShownPair, shown_pair
 
@@ -36,22 +37,6 @@ AHEAD = 2
 LONGEST_REASON = 1000
 LONGEST_REQUEST = 64
 """Most characters of a reason, and of a request's id."""
-LONGEST_NAME = 64
-NOUNS: Mapping[Role, str] = {"annotator": "an annotator", "lead": "a lead"}
-
-
-class Caller(NamedTuple):
-    """Somebody whose token is known.
-
-    Attributes:
-        name: their name.
-        access: whether they are paused.
-        role: what they are there for.
-    """
-
-    name: str
-    access: Access
-    role: Role
 
 
 class LabelQueue:
@@ -109,13 +94,29 @@ class LabelQueue:
             self._read()
             return self._assignment.stuck()
 
-    def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True) -> str:
+    @property
+    def salt(self) -> str:
+        """Secret of the batch."""
+        return self._state.salt
+
+    def last_event(self) -> int:
+        """Return the number of the last event of the ledger."""
+        with self._turn:
+            self._read()
+            return self._state.number
+
+    def record(self, decide: Callable[[State], NewEvent | None]) -> None:
+        """Append the event that ``decide`` returns, given the state; None appends nothing."""
+        self._append(decide)
+
+    def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True, by: str = "") -> str:
         """Issue a token to a person; the ledger stores only its hash.
 
         Args:
             name: name of the person.
             role: what the person is there for.
             replaces: whether the token takes the place of one that the person has.
+            by: the lead who invites.
 
         Raises:
             PipelineError: no name, a name of the other role, or of somebody who has a token that is not to be replaced.
@@ -130,14 +131,14 @@ class LabelQueue:
                 raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}", "each name has one role"))
             if known is not None and known.access != "revoked" and not replaces:
                 raise PipelineError(Problem(f"{name} has a link already", remedy="a new link ends the one there is"))
-            body = EventBody(name=name, token=_hashed(token))
+            body = _by(by, EventBody(name=name, token=_hashed(token)))
             return "annotator", {**body, "role": role} if role != "annotator" else body
 
         self._append(decide)
         return token
 
-    def set_access(self, name: str, access: Access) -> None:
-        """Pause somebody, revoke their link, or let them go on.
+    def set_access(self, name: str, access: Access, by: str = "") -> None:
+        """Pause somebody, revoke their link, or let them go on; ``by`` names the lead who does.
 
         Raises:
             PipelineError: nobody has this name, or a revoked link is to work again.
@@ -153,19 +154,18 @@ class LabelQueue:
                 raise PipelineError(
                     Problem(statement, remedy=f"`trueup labels people RECIPE STAGE --add {name}` makes a new one")
                 )
-            return None if person.access == access else ("access", {"name": name, "access": access})
+            return None if person.access == access else ("access", _by(by, {"name": name, "access": access}))
 
         self._append(decide)
 
-    def drop(self, item: str, reason: str) -> None:
-        """Take an item out of the batch: it needs no labels any more and makes no row."""
-        self._append(
-            lambda state: None if item in state.dropped else ("drop", {"item": item, "reason": reason[:LONGEST_REASON]})
-        )
+    def drop(self, item: str, reason: str, by: str = "") -> None:
+        """Take an item out of the batch: it needs no labels, and makes no row; ``by`` names the lead who does."""
+        body = _by(by, {"item": item, "reason": reason[:LONGEST_REASON]})
+        self._append(lambda state: None if item in state.dropped else ("drop", body))
 
-    def close(self, closed: bool = True) -> None:
-        """End the batch with the labels it has, or open it again."""
-        self._append(lambda state: None if state.is_closed == closed else ("close", {"closed": closed}))
+    def close(self, closed: bool = True, by: str = "") -> None:
+        """End the batch with the labels it has, or open it again; ``by`` names the lead who does."""
+        self._append(lambda state: None if state.is_closed == closed else ("close", _by(by, {"closed": closed})))
 
     def identify(self, token: str, *, is_new: bool = True) -> Caller | None:
         """Return who has this token; None for an unknown or revoked token.
@@ -359,20 +359,14 @@ class LabelQueue:
             self._take(written)
 
 
-def check_name(name: str) -> None:
-    """Check that a name is one line that people can read.
-
-    Raises:
-        PipelineError: it is not.
-    """
-    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
-        expected = f"1 to {LONGEST_NAME} letters, digits and signs of one line"
-        raise PipelineError(Problem(f"the name {name[:LONGEST_NAME]!r}", expected))
-
-
 def guidelines_version(guidelines: str) -> str:
     """Return the version of guidelines: the first 12 hex digits of their SHA-256; empty without guidelines."""
     return hashlib.sha256(guidelines.encode()).hexdigest()[:12] if guidelines else ""
+
+
+def _by(lead: str, body: EventBody) -> EventBody:
+    """Return the body of an event with the lead who caused it, if one did."""
+    return {**body, "by": lead} if lead else body
 
 
 def _why_not_open(state: State, item: str) -> str:
@@ -380,6 +374,8 @@ def _why_not_open(state: State, item: str) -> str:
         return "the batch was closed: no more labels are needed"
     if item in state.dropped:
         return "this pair was taken out of the batch"
+    if item in state.adjudicated:
+        return "the lead has decided this pair"
     return "somebody flagged this pair" if state.is_flagged(item) else "this pair has all its labels"
 
 

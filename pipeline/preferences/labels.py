@@ -53,6 +53,23 @@ class Answer(NamedTuple):
 
 
 @dataclass(frozen=True)
+class FinalVerdict:
+    """The verdict of a lead on an item, which decides whatever people labelled.
+
+    Attributes:
+        lead: name of the lead.
+        verdict: the choice.
+        strength: strength of a preference, 1 to 3.
+        reason: the lead's reason.
+    """
+
+    lead: str
+    verdict: Verdict
+    strength: int = 1
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Person:
     """Somebody who has a link.
 
@@ -82,6 +99,7 @@ class State:
         shown: items that were handed out, by annotator, by the id that the annotator's browser knows; see `item_of`.
         handed: items that were handed out and are not in `shown` yet, by annotator.
         dropped: reasons of the items that need no labels any more, by item.
+        adjudicated: verdicts of leads, by item.
         is_closed: whether the batch ends with the labels it has.
         undone: item whose answer an annotator took back last, by annotator; it is shown again first.
         requests: id of the last undo of an annotator, by annotator.
@@ -99,6 +117,7 @@ class State:
     shown: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     handed: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     dropped: dict[str, str] = field(default_factory=dict)
+    adjudicated: dict[str, FinalVerdict] = field(default_factory=dict)
     is_closed: bool = False
     undone: dict[str, str] = field(default_factory=dict)
     requests: dict[str, str] = field(default_factory=dict)
@@ -130,6 +149,8 @@ class State:
                 self._lease(item, body["annotator"], body["until"])
         elif kind == "undo":
             self._undo(body)
+        elif kind == "adjudicate":
+            self._adjudicate(body)
         elif kind == "drop":
             self.dropped[body["item"]] = body.get("reason", "")
             self.touched.add(body["item"])
@@ -167,6 +188,14 @@ class State:
         self._release(item, annotator)
         if self.undone.get(annotator) == item:
             del self.undone[annotator]
+
+    def _adjudicate(self, body: EventBody) -> None:
+        item = body["item"]
+        self.adjudicated.pop(item, None)
+        if "verdict" in body:
+            final = FinalVerdict(body["annotator"], body["verdict"], body.get("strength", 1), body.get("reason", ""))
+            self.adjudicated[item] = final
+        self.touched.add(item)
 
     def _lease(self, item: str, annotator: str, until: float) -> None:
         self.leases[item][annotator] = self.leased_to[annotator][item] = until

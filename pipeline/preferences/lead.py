@@ -1,7 +1,7 @@
-"""The HTTP API of the lead's page: people are invited, paused and sent away, and the batch ends, without a restart.
+"""The HTTP API of the lead's page: figures, the items that need a decision, people, and the end of the batch.
 
-A lead looks after annotators. Leads themselves are added and revoked on the command line, so that no lead can shut the
-others out.
+A lead looks after annotators, without a restart of the app. Leads themselves are added and revoked on the command line,
+so that no lead can shut the others out.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from starlette.routing import Route
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject
+from pipeline.preferences.adjudication import Adjudication, Side
 from pipeline.preferences.events import Access
 from pipeline.preferences.gate import Gate, Given, Nothing
-from pipeline.preferences.label_queue import LONGEST_NAME, LabelQueue
+from pipeline.preferences.label_queue import LONGEST_REASON, STRONGEST, LabelQueue
+from pipeline.preferences.lead_figures import LeadFigures, Listing, OpenItem
+from pipeline.preferences.people import LONGEST_NAME
+
+ITEMS_AT_ONCE = 10
+"""Most items of a list in one reply."""
 
 
 class Invite(Given):
@@ -39,6 +45,29 @@ class Close(Given):
     closed: bool
 
 
+class List(Given):
+    """Some items of a list are to be shown."""
+
+    name: Listing
+    offset: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+
+
+class Decide(Given):
+    """A verdict; without a choice, an earlier one is taken back."""
+
+    item: Annotated[str, Field(max_length=64)]
+    choice: Side | None
+    strength: Annotated[int, Field(ge=1, le=STRONGEST)] = 1
+    reason: Annotated[str, Field(max_length=LONGEST_REASON)] = ""
+
+
+class Drop(Given):
+    """An item that is taken out of the batch."""
+
+    item: Annotated[str, Field(max_length=64)]
+    reason: Annotated[str, Field(max_length=LONGEST_REASON)] = ""
+
+
 class LeadApi:
     """The HTTP API of the lead's page: each method answers one kind of request of a lead.
 
@@ -49,11 +78,19 @@ class LeadApi:
 
     def __init__(self, queue: LabelQueue, title: str) -> None:
         self.queue, self.title = queue, title
+        self.adjudication = Adjudication(queue)
+        self.figures = LeadFigures(queue.batch, queue.ledger)
+        if any(person.role == "lead" for person in queue.people().values()):
+            self.figures.start()  # the first to open the page need not wait for it
 
     def routes(self, gate: Gate) -> list[Route]:
         """Return the routes of the API; the gate lets leads in."""
         answers: dict[str, tuple[type[Given], Callable[[str, Any], JsonObject]]] = {
             "hello": (Nothing, self.hello),
+            "overview": (Nothing, self.overview),
+            "items": (List, self.items),
+            "adjudicate": (Decide, self.adjudicate),
+            "drop": (Drop, self.drop),
             "invite": (Invite, self.invite),
             "access": (SetAccess, self.set_access),
             "close": (Close, self.close),
@@ -64,10 +101,49 @@ class LeadApi:
         """Return who the lead is."""
         return {"lead": name, "title": self.title}
 
+    def overview(self, name: str, given: Nothing) -> JsonObject:
+        """Return the figures, and whether they know of the last event."""
+        last = self.queue.last_event()
+        figures = self.figures.overview(after=last)
+        return {**figures, "is_fresh": figures["event"] >= last}
+
+    def items(self, name: str, given: List) -> JsonObject:
+        """Return some items of a list, as this lead may see them."""
+        total, items = self.figures.listing(given.name, given.offset, ITEMS_AT_ONCE)
+        return {"total": total, "items": [self._shown(name, item) for item in items]}
+
+    def _shown(self, lead: str, item: OpenItem) -> JsonObject:
+        side = self.adjudication.side
+        final = item.final
+        return {
+            **self.adjudication.shown(lead, item.item),
+            "labels": [
+                {"name": who, "choice": side(lead, item.item, label.verdict), "strength": label.strength}
+                | {"seconds": label.seconds}
+                for who, label in item.labels.items()
+            ],
+            "skips": [{"name": who, "reason": reason} for who, reason in item.skips.items()],
+            "flags": [{"name": who, "reason": reason} for who, reason in item.flags.items()],
+            "missing": item.missing,
+            "final": final
+            and {"name": final.lead, "choice": side(lead, item.item, final.verdict), "strength": final.strength}
+            | {"reason": final.reason},
+        }
+
+    def adjudicate(self, name: str, given: Decide) -> JsonObject:
+        """Record a verdict that decides an item."""
+        self.adjudication.adjudicate(name, given.item, given.choice, given.strength, given.reason)
+        return {}
+
+    def drop(self, name: str, given: Drop) -> JsonObject:
+        """Take an item out of the batch."""
+        self.adjudication.drop(name, given.item, given.reason)
+        return {}
+
     def invite(self, name: str, given: Invite) -> JsonObject:
         """Give an annotator a link, and return its token: the only time that it is told."""
         invited = given.name.strip()
-        return {"name": invited, "token": self.queue.invite(invited, replaces=given.replaces)}
+        return {"name": invited, "token": self.queue.invite(invited, replaces=given.replaces, by=name)}
 
     def set_access(self, name: str, given: SetAccess) -> JsonObject:
         """Pause an annotator, let them go on, or end their link."""
@@ -77,10 +153,10 @@ class LeadApi:
             raise PipelineError(
                 Problem(statement, "an annotator", f"trueup labels people RECIPE STAGE --revoke {given.name}")
             )
-        self.queue.set_access(given.name, given.access)
+        self.queue.set_access(given.name, given.access, name)
         return {}
 
     def close(self, name: str, given: Close) -> JsonObject:
         """End the batch with the labels it has, or open it again."""
-        self.queue.close(given.closed)
+        self.queue.close(given.closed, name)
         return {}

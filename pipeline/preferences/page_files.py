@@ -12,6 +12,9 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import NamedTuple
 
+PAGES = {"index.html": "/", "lead.html": "/lead"}
+"""Addresses of the pages."""
+
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
@@ -19,7 +22,7 @@ class PageFile(NamedTuple):
     """A file of the page.
 
     Attributes:
-        path: path of its address; `/` for the page itself.
+        path: path of its address.
         content: what it contains.
         media_type: media type by its name.
         is_versioned: whether its name contains its version, so that browsers may keep it.
@@ -32,12 +35,12 @@ class PageFile(NamedTuple):
 
 
 def page_files() -> list[PageFile]:
-    """Return the files of the page and the libraries it loads."""
+    """Return the files of the pages and the libraries they load."""
     page = files("pipeline.preferences") / "page"
     folders = (("/", page), ("/vendor/", page / "vendor"))
     return [
         PageFile(
-            "/" if file.name == "index.html" else folder + file.name,
+            PAGES.get(file.name, folder + file.name),
             file.read_bytes(),
             TYPES[suffix],
             folder == "/vendor/",

@@ -55,7 +55,7 @@ class ProbeChoice:
     def is_open(self, probe: str) -> bool:
         """Return whether a probe may be answered: it is of this batch, and nobody flagged or dropped it."""
         pair = repeated(probe)
-        is_out = pair in self.state.dropped or self.state.is_flagged(pair)
+        is_out = pair in self.state.dropped or pair in self.state.adjudicated or self.state.is_flagged(pair)
         return not is_out and self.item(probe) is not None
 
     def mixed(

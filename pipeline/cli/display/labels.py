@@ -26,7 +26,13 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
     if as_json:
         totals = {"labels": done, "wanted": full, "pairs": len(batch.items), "annotators": people}
         left = [{"item": one.item, "missing": one.missing, "people": one.people} for one in stuck]
-        more = {"closed": state.is_closed, "flags": _flags(state), "dropped": sorted(state.dropped), "stuck": left}
+        more = {
+            "closed": state.is_closed,
+            "flags": _flags(state),
+            "dropped": sorted(state.dropped),
+            "adjudicated": len(state.adjudicated),
+            "stuck": left,
+        }
         print_json({**totals, **more, "event": state.number, "head": state.head})
         return
     closed = ", closed" if state.is_closed else ""
@@ -42,6 +48,8 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         print_line(f"{flag['item']} is flagged as {kind} by {flag['annotator']}: {flag['reason'] or 'no reason given'}")
     if state.dropped:
         print_line(f"{counted(len(state.dropped), 'pair')} dropped")
+    if state.adjudicated:
+        print_line(f"{counted(len(state.adjudicated), 'pair')} adjudicated by a lead")
     if stuck:
         wants = agreeing(len(stuck), "wants", "want")
         print_line(

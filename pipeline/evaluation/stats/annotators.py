@@ -135,16 +135,16 @@ def against_the_rest(labels_NA: Labels, *, level: float = LEVEL) -> list[Estimat
     """
     estimates: list[Estimate | None] = []
     classes = np.unique(labels_NA[labels_NA != MISSING])
+    counts_NK = np.stack([(labels_NA == value).sum(1) for value in classes], 1) if len(classes) else labels_NA[:, :0]
     for column in range(labels_NA.shape[1]):
-        rest_NA = np.delete(labels_NA, column, axis=1)
-        counts_NK = np.stack([(rest_NA == value).sum(1) for value in classes], 1)
-        most_N = counts_NK.max(1)
-        is_clear = (most_N > 0) & ((counts_NK == most_N[:, None]).sum(1) == 1) & (labels_NA[:, column] != MISSING)
+        own_M = labels_NA[labels_NA[:, column] != MISSING, column]
+        rest_MK = counts_NK[labels_NA[:, column] != MISSING] - (own_M[:, None] == classes)
+        most_M = rest_MK.max(1, initial=0)
+        is_clear = (most_M > 0) & ((rest_MK == most_M[:, None]).sum(1) == 1)
         if not is_clear.any():
             estimates.append(None)
             continue
-        majority_N = classes[counts_NK.argmax(1)]
-        same = (majority_N == labels_NA[:, column])[is_clear]
+        same = (classes[rest_MK.argmax(1)] == own_M)[is_clear]
         estimates.append(wilson(float(same.sum()), len(same), level=level))
     return estimates
 

@@ -68,6 +68,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         "pairs": float(len(preferences)),
         "edited": float(edits),
         "left_out": float(without.total()),
+        "adjudicated": float(sum(item.id in state.adjudicated for item in items)),
     }
     if agreed is not None:
         metrics |= {"agreement": agreed.value, "agreement_low": agreed.low, "agreement_high": agreed.high}

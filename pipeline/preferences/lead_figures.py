@@ -1,0 +1,308 @@
+"""What a lead sees of a batch: how far and how fast it goes, how people agree, who labels with care, what is open.
+
+The figures follow the ledger with a state of their own, in a thread of their own, so that computing them keeps nobody
+from labelling. They are computed again when the ledger has moved on; who asks meanwhile gets those of a moment ago.
+
+Shape legend: N items, A annotators.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from pipeline.evaluation.stats.annotators import against_the_rest, krippendorff_alpha, raw_agreement
+from pipeline.evaluation.stats.estimate import Estimate
+from pipeline.evaluation.stats.intervals import wilson
+from pipeline.plain_data import JsonObject
+from pipeline.preferences.agreement import LabelTable, label_table
+from pipeline.preferences.assignment import Assignment
+from pipeline.preferences.events import LedgerEvent
+from pipeline.preferences.items import text_of
+from pipeline.preferences.labels import LEASE_S, Answer, Batch, FinalVerdict, State
+from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.probe_results import ProbeResults, probe_results
+from pipeline.preferences.probes import is_probe, repeated
+
+Listing = Literal["disagreements", "flagged", "skipped", "stuck", "open", "adjudicated"]
+LISTINGS: tuple[Listing, ...] = get_args(Listing)
+
+FASTEST_CHARS_S = 60.0
+"""Characters a second of somebody who only scans a text: 600 words a minute of six characters. A label that took less
+time than both responses take at this speed is counted as fast, and kept.
+
+Reference: Carver (1990), Reading Rate, chapter 2: scanning 600, skimming 450, reading 300 words a minute.
+"""
+
+WAIT_S = 1.0
+"""Seconds that somebody waits for figures of this moment, when there are some of a moment ago."""
+
+HOURS = 24
+"""Number of hours whose labels are counted one by one."""
+
+
+class OpenItem(NamedTuple):
+    """Why a lead may want to see an item.
+
+    Attributes:
+        item: its id.
+        labels: labels by annotator.
+        skips: reasons of those who skipped it, by annotator.
+        flags: reasons of those who flagged it, by annotator.
+        missing: number of labels it lacks.
+        final: verdict of a lead, if there is one.
+    """
+
+    item: str
+    labels: Mapping[str, Answer]
+    skips: Mapping[str, str]
+    flags: Mapping[str, str]
+    missing: int
+    final: FinalVerdict | None
+
+
+class Told(NamedTuple):
+    """Figures as of an event.
+
+    Attributes:
+        number: number of the event.
+        figures: what the page shows.
+        times: times at which each person gave their labels.
+    """
+
+    number: int
+    figures: JsonObject
+    times: Mapping[str, Sequence[float]]
+
+
+class LeadFigures:
+    """The figures of one batch, kept up to date with its ledger.
+
+    Args:
+        batch: items, and the number of labels each needs.
+        ledger: the events.
+    """
+
+    def __init__(self, batch: Batch, ledger: Ledger) -> None:
+        self.batch, self.ledger = batch, ledger
+        self._state = State()
+        self._assignment = Assignment(batch, self._state)
+        self._at: dict[int, float] = {}
+        self._chars: dict[str, int] = {}
+        self._items = {item.id: item for item in batch.items}
+        self._turn = threading.Lock()
+        self._number = 0
+        self._listings: dict[Listing, list[str]] = {}
+        self._told: Told | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="lead-figures")
+        self._pending: Future[Told] | None = None
+        self._asking = threading.Lock()
+
+    def overview(self, after: int = 0, wait_s: float = WAIT_S) -> JsonObject:
+        """Return all figures.
+
+        Args:
+            after: number of an event that they should know of.
+            wait_s: seconds to wait for figures that do; then those there are, if there are any, are returned.
+        """
+        until = time.monotonic() + wait_s
+        told = self._told
+        while told is None or told.number < after:
+            left = max(0.0, until - time.monotonic()) if told is not None else None
+            try:
+                told = self.start().result(left)
+            except TimeoutError:
+                break
+        assert told is not None
+        return {**told.figures, "hours": _by_hour(told.times)}
+
+    def start(self) -> Future[Told]:
+        """Begin to compute the figures, unless they are being computed."""
+        with self._asking:
+            if self._pending is None or self._pending.done():
+                self._pending = self._worker.submit(self._compute)
+            return self._pending
+
+    def listing(self, name: Listing, offset: int, count: int) -> tuple[int, list[OpenItem]]:
+        """Return the number of items of a list, and some of them."""
+        with self._turn:
+            self._read()
+            items = self._listed(name)
+            return len(items), [self._open_item(item) for item in items[offset : offset + count]]
+
+    def _compute(self) -> Told:
+        with self._turn:
+            self._read()
+            number = self._number
+            if self._told is not None and self._told.number == number:
+                return self._told
+            times = self._times()
+            several = [self._items[i] for i, given in self._state.given.items() if len(given) > 1 and i in self._items]
+            table = label_table(several, self._state)
+            figures = self._figures(times)
+        figures |= _agreement(table)  # takes longest, and needs the state no more
+        rest = dict(zip(table.annotators, against_the_rest(table.verdict_NA), strict=True))
+        for person in figures["people"]:
+            person["with_the_rest"] = _plain(rest.get(person["name"]))
+        self._told = Told(number, figures, times)
+        return self._told
+
+    def _read(self) -> None:
+        events = self.ledger.events(self._number)
+        if events:
+            self._number = events[-1].number
+            self._take([event for event in events if event.kind != "lease"])
+
+    def _take(self, events: Sequence[LedgerEvent]) -> None:
+        self._state.take(events)
+        self._assignment.update()
+        self._at |= {event.number: event.at for event in events if event.kind == "label"}
+        self._listings.clear()
+
+    def _times(self) -> dict[str, list[float]]:
+        """Return the times at which each person gave their labels, in order; those of probes too: they take time."""
+        labels = self._state.answers.items()
+        return {
+            name: sorted(self._at[one.number] for one in answers.values() if one.kind == "label")
+            for name, answers in labels
+        }
+
+    def _figures(self, times: Mapping[str, Sequence[float]]) -> JsonObject:
+        state = self._state
+        done, wanted = self._assignment.progress()
+        probes = probe_results(self.batch.probes, state)
+        people = [
+            {**self._person(name, times.get(name, ())), **_probes(probes.get(name))}
+            for name in sorted(state.people.keys() | state.answers.keys())
+            if name not in state.people or state.people[name].role == "annotator"
+        ]
+        return {
+            "progress": {"done": done, "wanted": wanted, "closed": state.is_closed, "pairs": len(self.batch.items)},
+            "people": people,
+            "leads": [
+                {"name": name, "access": person.access}
+                for name, person in sorted(state.people.items())
+                if person.role == "lead"
+            ],
+            "lists": {**{name: len(self._listed(name)) for name in LISTINGS}, "dropped": len(state.dropped)},
+            "event": self._number,
+        }
+
+    def _person(self, name: str, times: Sequence[float]) -> JsonObject:
+        answers = self._state.answers.get(name, {})
+        own = {item: one for item, one in answers.items() if not is_probe(item)}
+        kinds = Counter(one.kind for one in own.values())
+        labels = [(item, one) for item, one in own.items() if one.kind == "label"]
+        timed = [(self._reading_s(item), one.seconds) for item, one in labels if one.seconds]
+        seen = [one for _, one in labels if one.verdict in ("first", "second") and one.swapped is not None]
+        left = [(one.verdict == "second") == one.swapped for one in seen]
+        gaps = np.diff(times)
+        at_work = gaps[gaps <= LEASE_S]
+        fast = sum(seconds < least for least, seconds in timed)
+        return {
+            "name": name,
+            "access": self._state.people[name].access if name in self._state.people else "revoked",
+            "labels": kinds["label"],
+            "skipped": kinds["skip"],
+            "flagged": kinds["flag"],
+            "per_hour": float(3600 * len(at_work) / at_work.sum()) if at_work.sum() > 0 else None,
+            "median_seconds": float(np.median([seconds for _, seconds in timed])) if timed else None,
+            "fast": _plain(wilson(fast, len(timed)) if timed else None),
+            "chose_left": _plain(wilson(sum(left), len(left)) if left else None),
+        }
+
+    def _reading_s(self, item: str) -> float:
+        """Return the seconds in which nobody reads both responses of an item."""
+        if item not in self._chars:
+            known = self._items.get(item)
+            self._chars[item] = sum(len(text_of(turns)) for turns in known.responses) if known else 0
+        return self._chars[item] / FASTEST_CHARS_S
+
+    def _listed(self, name: Listing) -> list[str]:
+        """Return the ids of a list, in the order in which a lead wants them."""
+        if not self._listings:
+            self._listings = self._sorted_out()
+        return self._listings[name]
+
+    def _sorted_out(self) -> dict[Listing, list[str]]:
+        state = self._state
+        lists: dict[Listing, list[str]] = {name: [] for name in LISTINGS}
+        lists["stuck"] = [one.item for one in self._assignment.stuck()]
+        split = []
+        flagged = {
+            repeated(item) for item, given in state.given.items() if any(a.kind == "flag" for a in given.values())
+        }
+        for item in self._items:
+            given = state.given.get(item)
+            if item in state.dropped:
+                continue
+            if item in state.adjudicated:
+                lists["adjudicated"].append(item)
+                continue
+            is_open = self._assignment.is_open(item)
+            if is_open:
+                lists["open"].append(item)
+            if item in flagged:
+                lists["flagged"].append(item)
+            if not given:
+                continue
+            verdicts = {one.verdict for one in given.values() if one.verdict is not None}
+            if "first" in verdicts and "second" in verdicts:
+                lists["disagreements"].append(item)
+            elif len(verdicts) > 1:
+                split.append(item)
+            if is_open and any(one.kind == "skip" for one in given.values()):
+                lists["skipped"].append(item)
+        lists["disagreements"] += split  # those that differ only in a tie, or in both being good or bad
+        return lists
+
+    def _open_item(self, item: str) -> OpenItem:
+        given = self._state.given.get(item, {})
+        reasons = {kind: {n: a.reason for n, a in given.items() if a.kind == kind} for kind in ("skip", "flag")}
+        return OpenItem(
+            item,
+            self._state.labels(item),
+            reasons["skip"],
+            reasons["flag"],
+            self._assignment.missing(item),
+            self._state.adjudicated.get(item),
+        )
+
+
+def _agreement(table: LabelTable) -> JsonObject:
+    """Return how far the labels of people agree; None for what has no value."""
+    strength_NA = np.where(table.strength_NA == -9, -1, table.strength_NA + 3)
+    return {
+        "agreement": _plain(raw_agreement(table.verdict_NA, seed=0)),
+        "alpha": krippendorff_alpha(table.verdict_NA),
+        "alpha_ordinal": krippendorff_alpha(strength_NA, "ordinal"),
+    }
+
+
+def _by_hour(times: Mapping[str, Sequence[float]]) -> JsonObject:
+    """Return the number of labels of each person in each of the last `HOURS` hours, the current one last."""
+    end = (int(time.time()) // 3600 + 1) * 3600
+    edges = [end - 3600 * hour for hour in range(HOURS, -1, -1)]
+    counts = {name: np.histogram(list(given), edges)[0].tolist() for name, given in times.items() if given}
+    return {"start": edges[0], "labels": counts}
+
+
+def _probes(results: ProbeResults | None) -> JsonObject:
+    if results is None:
+        return {"gold": None, "consistency": None, "same_side_twice": None}
+    sides = {"left": results.same_left, "right": results.same_right}
+    return {
+        "gold": _plain(results.accuracy),
+        "consistency": _plain(results.consistency),
+        "same_side_twice": sides,
+    }
+
+
+def _plain(estimate: Estimate | None) -> JsonObject | None:
+    return estimate.model_dump() if estimate is not None else None

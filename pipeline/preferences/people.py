@@ -1,0 +1,37 @@
+"""Who somebody is: their name, their role, and what their token lets them do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pipeline.errors import PipelineError, Problem
+from pipeline.preferences.events import Access, Role
+
+LONGEST_NAME = 64
+NOUNS: Mapping[Role, str] = {"annotator": "an annotator", "lead": "a lead"}
+
+
+class Caller(NamedTuple):
+    """Somebody whose token is known.
+
+    Attributes:
+        name: their name.
+        access: whether they are paused.
+        role: what they are there for.
+    """
+
+    name: str
+    access: Access
+    role: Role
+
+
+def check_name(name: str) -> None:
+    """Check that a name is one line that people can read.
+
+    Raises:
+        PipelineError: it is not.
+    """
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        expected = f"1 to {LONGEST_NAME} letters, digits and signs of one line"
+        raise PipelineError(Problem(f"the name {name[:LONGEST_NAME]!r}", expected))
