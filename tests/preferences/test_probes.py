@@ -119,7 +119,7 @@ def test_what_is_sent_does_not_say_what_is_a_probe(make: Any) -> None:
     moves: dict[str, set[Any]] = {}
     while shown := queue.next("ada", 2):
         before = queue.progress("ada")
-        item = queue._state.shown["ada"][shown[0]["item"]]
+        item = queue._state.item_of("ada", shown[0]["item"])
         act = rng.choice(["label", "label", "label", "skip", "flag", "undo"])
         if act == "flag" and item.startswith(REPEAT):
             act = "label"  # it flags the pair itself; the person knows that they have seen it
@@ -155,7 +155,7 @@ def test_the_same_place_gives_the_same_probe_again(make: Any, monkeypatch: pytes
     while probes < 8:
         shown = queue.next("ada", 2)
         assert make().next("ada", 2) == shown  # another process
-        probes += is_probe(queue._state.shown["ada"][shown[0]["item"]])
+        probes += is_probe(queue._state.item_of("ada", shown[0]["item"]))
         now[0] += LEASE_S + 1
         assert queue.next("ada", 2) == shown
         queue.label("ada", shown[0]["item"], _good(shown[0]), 1, 1.0, "first time")
@@ -204,14 +204,14 @@ def test_results_follow_from_the_labels() -> None:
 
 def test_who_flags_a_pair_shown_again_flags_the_pair(make: Any) -> None:
     queue = make(per_item=2)
-    while not (item := queue._state.shown["ada"].get(queue.next("ada")[0]["item"], "")).startswith(REPEAT):
+    while not (item := queue._state.item_of("ada", queue.next("ada")[0]["item"]) or "").startswith(REPEAT):
         shown = queue.next("ada")[0]
         queue.label("ada", shown["item"], _good(shown), 1, 1.0)
     shown = queue.next("ada")[0]
     queue.leave("flag", "ada", shown["item"], "personal data")
     assert queue.progress()["wanted"] == 2 * len(ITEMS) - 1  # the label it has is enough
     assert exported(ITEMS, _state(queue))[1]["flagged"] == 1
-    assert repeated(item) not in {queue._state.shown["grace"][one["item"]] for one in queue.next("grace", 20)}
+    assert repeated(item) not in {queue._state.item_of("grace", one["item"]) for one in queue.next("grace", 20)}
     assert queue.undo("ada") == shown["item"]
     assert queue.progress()["wanted"] == 2 * len(ITEMS)
 

@@ -17,6 +17,7 @@ from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch
 from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.page_files import page_files
 
 ITEMS, _ = items_of(
     {
@@ -26,8 +27,8 @@ ITEMS, _ = items_of(
     }
     for n in range(4)
 )
-PUBLIC = {"/", "/healthz", "/app.js", "/style.css", "/lead"}
-"""Paths, and first parts of paths, that hold nothing of a batch."""
+PUBLIC = {"/healthz", *(file.path for file in page_files())}
+"""Paths that hold nothing of a batch: whether the app is well, and the files of the package."""
 
 
 @pytest.fixture
@@ -67,8 +68,7 @@ def test_every_route_refuses_everybody_it_is_not_for(app: Any) -> None:
         assert app.send(route.path, method="GET")[0] == 405
     assert app.queue.ledger.events() == before
     for route in _routes(app):
-        is_public = any(route.path == path or (path != "/" and route.path.startswith(path)) for path in PUBLIC)
-        assert is_public or role_of(route.path), f"{route.path}: a page for everybody goes into PUBLIC"
+        assert route.path in PUBLIC or role_of(route.path), f"{route.path}: a page for everybody goes into PUBLIC"
 
 
 def test_everybody_is_let_in_where_they_belong(app: Any) -> None:
