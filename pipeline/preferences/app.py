@@ -24,7 +24,8 @@ from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice
 from pipeline.preferences.dimensions import SideRating, shown_dimensions
 from pipeline.preferences.events import FlagKind
 from pipeline.preferences.gate import HEADERS, Endpoint, Gate, Given, HostGuard, Hosts, Nothing, broken, refused
-from pipeline.preferences.label_queue import AHEAD, LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.labels import AHEAD
 from pipeline.preferences.lead import LeadApi
 from pipeline.preferences.page_files import PageFile, page_files
 from pipeline.preferences.rate_limit import RateLimit

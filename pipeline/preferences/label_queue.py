@@ -21,7 +21,7 @@ from pipeline.preferences.details import Choice, details_body
 from pipeline.preferences.dimensions import Dimension, check_ratings
 from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Role, Verdict
 from pipeline.preferences.items import Item
-from pipeline.preferences.labels import LEASE_S, VERDICTS, Batch, Person, State
+from pipeline.preferences.labels import AHEAD, LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.people import NOUNS, Caller, check_name
 from pipeline.preferences.probes import is_swapped
@@ -31,9 +31,6 @@ SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
 
 STRONGEST = 3
-AHEAD = 2
-"""Number of pairs that are reserved for an annotator at a time: the one shown and the next."""
-
 LONGEST_REASON = 1000
 LONGEST_REQUEST = 64
 """Most characters of a reason, and of a request's id."""

@@ -20,6 +20,9 @@ from pipeline.preferences.probes import NO_PROBES, REPEAT, ProbePlan, repeated
 from pipeline.preferences.stored_items import ids_of
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+AHEAD = 2
+"""Number of pairs that are reserved for an annotator at a time: the one shown and the next."""
+
 LEASE_S = 600.0
 """Seconds for which a pair is reserved for the annotator it was shown to."""
 

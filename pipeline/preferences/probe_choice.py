@@ -12,7 +12,7 @@ from functools import cached_property
 
 from pipeline.preferences.blinding import uniform
 from pipeline.preferences.items import Item
-from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.labels import AHEAD, Batch, State
 from pipeline.preferences.probes import REPEAT, is_probe, repeated
 
 LEAST_APART = 10
@@ -102,7 +102,7 @@ class ProbeChoice:
     def _repeats(self, annotator: str, place: int) -> list[str]:
         """Return the repeats of pairs that a person labelled a while ago, in random order."""
         own = self.state.answers.get(annotator, {})
-        early = list(own.items())[: max(0, len(own) - LEAST_APART)]
+        early = list(own.items())[: max(0, place - AHEAD - LEAST_APART)]  # by the place, which is chosen ahead
         labelled = [REPEAT + item for item, answer in early if answer.kind == "label" and not is_probe(item)]
         return sorted(labelled, key=lambda item: uniform(self.state.salt, "repeat", annotator, str(place), item))
 

@@ -11,8 +11,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.preferences import label_queue
 from pipeline.preferences.items import items_of
-from pipeline.preferences.label_queue import AHEAD, LabelQueue
-from pipeline.preferences.labels import LEASE_S, Batch, State
+from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.labels import AHEAD, LEASE_S, Batch, State
 from pipeline.preferences.ledger import Ledger
 
 
