@@ -321,7 +321,7 @@ def test_errors_and_parse_failures_are_shares_of_the_asked_pairs() -> None:
     judged = [
         JudgedPair(_pair("a", "b", "1"), "first", 0.9, (said, OrderVerdict("B", 0.0))),
         JudgedPair(_pair("a", "b", "2"), "error", None, (said, None), error="HTTP 500"),
-        JudgedPair(_pair("a", "b", "3"), "error", None, (None, said), error="x", is_parse_failure=True),
+        JudgedPair(_pair("a", "b", "3"), "error", None, (None, said), error="x", unreadable={0: "well"}),
         JudgedPair(_pair("a", "a", "4"), "equal"),
     ]
     figures = figures_of(judged, seed=0)

@@ -76,7 +76,7 @@ def test_the_smoke_profile_only_shortens(tmp_path: Path) -> None:
 
 def test_the_judge_of_rlaif_may_be_a_server(tmp_path: Path) -> None:
     file = ROOT / "recipes" / "rlaif.yaml"
-    for profile, judge in ((None, "reward"), ("endpoint", "endpoint")):
+    for profile, judge in ((None, "function"), ("endpoint", "endpoint")):
         plan = make_plan(load(file, profile=profile), Store(tmp_path / "store"))
         config = next(stage.spec.config for stage in plan.stages if stage.spec.name == "verdicts")
         assert [name for name in ("reward", "function", "endpoint") if getattr(config, name) is not None] == [judge]
