@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,14 @@ class Ranks:
         lists: list[Any] = [None] * self.count
         dist.all_gather_object(lists, items, group=_control_group())
         return [item for rank_items in lists for item in rank_items]
+
+    def broadcast(self, item: Item) -> Item:
+        """Broadcast: return the first rank's item on all ranks."""
+        if self.count == 1:
+            return item
+        items = [item if self.is_first else None]
+        dist.broadcast_object_list(items, src=0, group=_control_group())
+        return cast(Item, items[0])
 
     def gather_to_first(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gather named tensors to the first rank's CPU, sent one by one; the other ranks return an empty dict.

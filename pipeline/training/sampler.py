@@ -166,8 +166,7 @@ class Sampler:
         self._ranks = Ranks.current()
         self._cache = ResponseCache(ctx.responses or ctx.work / "responses")
         self._device, self._weights = frozen_weights(ctx)
-        machines = self._ranks.all_gather([_facts_of_machine(self._device, str(self._weights["dtype"]))])
-        self._machine: JsonObject = machines[0]
+        self._machine = self._ranks.broadcast(_facts_of_machine(self._device, str(self._weights["dtype"])))
         self._loaded: tuple[ResolvedInput, PreTrainedModel] | None = None
         self._load_s = 0.0
         self._told: set[str] = set()
@@ -272,8 +271,7 @@ class Sampler:
             value = self._cache.read(unit.source.fingerprint, unit.facts)
             if isinstance(value, list) and len(value) == unit.rows:
                 values[unit.key] = value
-        by_rank: list[dict[str, list[Any]]] = self._ranks.all_gather([values])
-        return by_rank[0]
+        return self._ranks.broadcast(values)
 
     def _kept(self, unit: _Unit, value: list[Any]) -> list[str]:
         """Keep a value for later stages; return a note if that is not possible."""

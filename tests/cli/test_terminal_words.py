@@ -54,6 +54,7 @@ def test_the_metrics_people_follow_come_first_and_bookkeeping_is_left_out() -> N
     seen = {"learning_rate": 1e-4, "epoch": 0.5, "grad_norm": 2, "margin": 0.25, "eval_loss": 1.5, "loss": 1.25}
     assert metrics(seen) == "loss 1.25  held-out loss 1.5  margin 0.25"
     assert metrics({"eval_runtime": 3.0}) == ""
+    assert metrics({"tokens_per_s": 1234.4}) == "tokens/s 1,234"
 
 
 COLUMNS = (
