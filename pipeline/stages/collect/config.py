@@ -27,7 +27,7 @@ from pipeline.errors import Problem
 from pipeline.kind.traits import Packages, Traits
 from pipeline.preferences.dimensions import Dimensions
 from pipeline.preferences.pair_choice import PairChoice
-from pipeline.stage import Data, Runtime, register_kind
+from pipeline.stage import Data, PerRound, Runtime, register_kind
 
 
 class Config(PairChoice):
@@ -57,7 +57,7 @@ class Config(PairChoice):
     dimensions: Dimensions = ()
     guidelines: str = ""
     aggregate: Literal["majority", "dawid_skene"] = "majority"
-    batch: Annotated[str, Runtime()] = ""
+    batch: Annotated[str, Runtime(), PerRound()] = ""
     ledger: Annotated[str | None, Runtime()] = None
 
     def check(self) -> list[Problem]:
