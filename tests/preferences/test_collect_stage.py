@@ -177,6 +177,9 @@ def test_agreement_is_shown_where_pairs_are_labelled_several_times(people: Path,
     )
     assert set(plain["people"]) == {"ada", "grace"} and plain["people"]["ada"]["labels"] == 6
     assert plain["pairs"] == [{"first": "ada", "second": "grace", "items": 6, "same": 1.0, "kappa": None}]
+    # Six votes are enough for a test; both people say the same, so nobody is unlike the rest.
+    assert plain["people"]["ada"]["anomaly"]["votes"] == 6 and plain["people"]["ada"]["look_at"] == []
+    assert "look at" in told
 
 
 def test_candidates_are_paired_and_labelled(tmp_path: Path, call: Any, write_jsonl: Any) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.preferences.agreement import edited_pairs, exported, label_table, margin_of
+from pipeline.preferences.agreement import decided, edited_pairs, exported, label_table, majority, margin_of
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.edits import edited
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.items import items_of, wanted
 from pipeline.preferences.labels import LEASE_S, Answer, Batch, State
+from pipeline.stages.collect.aggregation import decision_by
 
 
 def _turns(role: str, text: str) -> list[dict[str, Any]]:
@@ -219,3 +220,39 @@ def test_an_edit_of_those_who_preferred_the_response_is_chosen(
 def test_an_edit_is_of_the_last_turn() -> None:
     turns = [*_turns("assistant", "a"), *_turns("user", "b"), *_turns("assistant", "c")]
     assert [turn["content"] for turn in edited(tuple(turns), "d")] == ["a", "b", "d"]
+
+
+def _crowd_of(count: int, accuracies: tuple[float, ...]) -> tuple[list[Any], State, list[str]]:
+    """Items whose better response is known, and labels of people who are right so often."""
+    rng = random.Random(5)
+    items, _ = items_of(_row(f"question {n}", f"one {n}", f"other {n}") for n in range(count))
+    truth = [rng.choice(("first", "second")) for _ in items]
+    said = []
+    for item, better in zip(items, truth, strict=True):
+        worse = "second" if better == "first" else "first"
+        for who, accuracy in enumerate(accuracies):
+            verdict = better if rng.random() < accuracy else worse
+            said.append(("label", {"item": item.id, "annotator": f"p{who}", "verdict": verdict, "strength": 2}))
+    return items, _state(*said), truth
+
+
+def test_dawid_and_skene_find_more_of_the_truth_than_the_majority() -> None:
+    """Two careful people among three careless ones."""
+    items, state, truth = _crowd_of(400, (0.95, 0.95, 0.6, 0.6, 0.6))
+    right = {}
+    for name in ("majority", "dawid_skene"):
+        decisions, _ = decided(items, state, decision_by(name, items, state))
+        right[name] = sum(verdict == truth[place] for place, (verdict, _) in decisions) / len(items)
+        assert all((margin > 0) == (verdict == "first") and abs(margin) <= 2 for _, (verdict, margin) in decisions)
+    assert right["dawid_skene"] > 0.95 > right["majority"] + 0.02
+    rows, without = exported(items, state, decision_by("dawid_skene", items, state))
+    assert len(rows) == 400 and not without
+
+
+def test_one_label_each_is_the_decision_however_it_is_made() -> None:
+    state = _state(_label(0, "ada", "first", 3), _label(1, "grace", "tie"), _label(2, "mary", "second", 2))
+    by_majority, by_estimate = (
+        decided(ITEMS, state, decision_by(name, ITEMS, state))[0] for name in ("majority", "dawid_skene")
+    )
+    assert [(place, one.verdict) for place, one in by_estimate] == [(place, one.verdict) for place, one in by_majority]
+    assert decision_by("dawid_skene", ITEMS, State()) is majority

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.cli.terminal import Column, print_json, print_line, print_table
 from pipeline.errors import counted
@@ -13,6 +16,7 @@ from pipeline.evaluation.stats.annotators import (
     krippendorff_alpha,
     raw_agreement,
 )
+from pipeline.evaluation.stats.anomalies import Anomaly, anomalies
 from pipeline.evaluation.stats.estimate import Estimate
 from pipeline.evaluation.stats.intervals import wilson
 from pipeline.plain_data import JsonObject
@@ -27,6 +31,7 @@ _PEOPLE = (
     Column("accuracy", right=True),
     Column("chose left", right=True),
     Column("with the rest", right=True),
+    Column("look at"),
 )
 _PAIRS = (
     Column("person", style="bold"),
@@ -51,7 +56,10 @@ def statistics(batch: Batch, state: State, *, as_json: bool) -> None:
         "agreement": _plain(raw_agreement(table.verdict_NA, seed=0)),
         "krippendorff_alpha": krippendorff_alpha(table.verdict_NA),
         "krippendorff_alpha_ordinal": krippendorff_alpha(strength_NA, "ordinal"),
-        "people": {name: {**one, **_probes(probes.get(name))} for name, one in _people(table).items()},
+        "people": {
+            name: {**one, **_probes(probes.get(name))}
+            for name, one in _people(table, _orders(batch, state, table)).items()
+        },
         "pairs": [
             {"first": table.annotators[one.first], "second": table.annotators[one.second], "items": one.items}
             | {"same": one.same, "kappa": one.kappa}
@@ -64,21 +72,33 @@ def statistics(batch: Batch, state: State, *, as_json: bool) -> None:
     _show(measured)
 
 
-def _people(table: LabelTable) -> JsonObject:
+def _orders(batch: Batch, state: State, table: LabelTable) -> list[list[int]]:
+    """Return the rows that each annotator labelled, in the order in which they did."""
+    place = {item: row for row, item in enumerate(batch.ids)}
+    return [
+        [place[item] for item, one in state.answers[name].items() if one.kind == "label" and item in place]
+        for name in table.annotators
+    ]
+
+
+def _people(table: LabelTable, orders: Sequence[Sequence[int]]) -> JsonObject:
     labelled_NA = table.verdict_NA >= 0
     rest = against_the_rest(table.verdict_NA) if labelled_NA.any() else []
     used_NA = table.verdict_NA[labelled_NA.any(1)]
     accuracy_A = dawid_skene(used_NA, range(len(VERDICTS))).accuracy_A if (labelled_NA.sum(1) > 1).any() else None
+    tested = anomalies(table.strength_NA, table.left_NA, orders, missing=-9, seed=0)
     people: JsonObject = {}
     for column, name in enumerate(table.annotators):
         sides = table.left_NA[:, column]
         chosen = int((sides >= 0).sum())
         people[name] = {
             "labels": int(labelled_NA[:, column].sum()),
-            "median_seconds": float(np.nanmedian(table.seconds_NA[:, column])),
+            "median_seconds": _median(table.seconds_NA[:, column]),
             "chose_left": _plain(wilson(int((sides == 1).sum()), chosen) if chosen else None),
             "with_the_rest": _plain(rest[column]),
             "accuracy": None if accuracy_A is None else float(accuracy_A[column]),
+            "anomaly": {"votes": tested[column].votes, "p": tested[column].p, "side_p": tested[column].side_p},
+            "look_at": _reasons(tested[column]),
         }
     return people
 
@@ -89,6 +109,18 @@ def _probes(results: ProbeResults | None) -> JsonObject:
         return {}
     sides = {"left": results.same_left, "right": results.same_right}
     return {"gold": _plain(results.accuracy), "consistency": _plain(results.consistency), "same_side_twice": sides}
+
+
+def _reasons(anomaly: Anomaly) -> list[str]:
+    """Return why somebody should look at a person's labels."""
+    reasons = {"unlike the rest": anomaly.is_unlike_the_rest, "one side": anomaly.is_one_sided}
+    return [reason for reason, holds in reasons.items() if holds]
+
+
+def _median(seconds_N: NDArray[np.float64]) -> float | None:
+    """Return the median of the times that are known; None without any."""
+    known_N = seconds_N[~np.isnan(seconds_N)]
+    return float(np.median(known_N)) if len(known_N) else None
 
 
 def _plain(estimate: Estimate | None) -> JsonObject | None:
@@ -116,15 +148,16 @@ def _show(measured: JsonObject) -> None:
     columns, figures = list(_PEOPLE), ["chose_left", "with_the_rest"]
     for key, title in (("gold", "gold"), ("consistency", "repeats")):
         if any(one.get(key) for one in measured["people"].values()):
-            columns.append(Column(title, right=True))
+            columns.insert(-1, Column(title, right=True))
             figures.append(key)
     rows = [
         [
             name,
             f"{one['labels']:,}",
-            f"{one['median_seconds']:.1f}",
+            "–" if one["median_seconds"] is None else f"{one['median_seconds']:.1f}",
             "–" if one["accuracy"] is None else f"{one['accuracy']:.0%}",
             *(_share(one.get(key)) for key in figures),
+            ", ".join(one["look_at"]),
         ]
         for name, one in measured["people"].items()
     ]

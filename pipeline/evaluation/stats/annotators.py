@@ -159,22 +159,28 @@ def dawid_skene(
 
     Args:
         labels_NA: classes, each one of ``classes``; every item has a label.
-        classes: all classes.
+        classes: all classes, in ascending order.
         most_steps: largest number of EM steps.
         epsilon: largest change of a posterior at which the steps end.
 
     Source: Dawid and Skene (1979), Maximum likelihood estimation of observer error-rates using the EM algorithm,
     equations 2.3 to 2.5.
     """
-    one_hot_NAK = np.stack([labels_NA == value for value in classes], 2).astype(float)
-    posterior_NK = one_hot_NAK.sum(1)
+    (N, A), K = labels_NA.shape, len(classes)
+    item_L, column_L = np.nonzero(labels_NA != MISSING)  # L labels: a table of a hundred thousand items is mostly empty
+    class_L = np.searchsorted(np.asarray(classes), labels_NA[item_L, column_L])
+    cell_L = column_L * K + class_L
+    posterior_NK: Floats = np.bincount(item_L * K + class_L, minlength=N * K).reshape(N, K).astype(float)
     posterior_NK /= posterior_NK.sum(1, keepdims=True)
     for _ in range(most_steps):
-        confusion_AKK = np.einsum("nj,nak->ajk", posterior_NK, one_hot_NAK) + 1 / len(classes)
+        counts = [np.bincount(cell_L, weights=posterior_NK[item_L, j], minlength=A * K).reshape(A, K) for j in range(K)]
+        confusion_AKK: Floats = np.asarray(np.stack(counts, 1) + 1 / K, float)
         confusion_AKK /= confusion_AKK.sum(2, keepdims=True)
         prior_K = posterior_NK.mean(0)
+        log_AKK = np.log(confusion_AKK)
+        told = [np.bincount(item_L, weights=log_AKK[column_L, j, class_L], minlength=N) for j in range(K)]
         with np.errstate(divide="ignore"):
-            log_NK = np.log(prior_K) + np.einsum("nak,ajk->nj", one_hot_NAK, np.log(confusion_AKK))
+            log_NK = np.log(prior_K) + np.stack(told, 1)
         following_NK = np.exp(log_NK - log_NK.max(1, keepdims=True))
         following_NK /= following_NK.sum(1, keepdims=True)
         change = float(np.abs(following_NK - posterior_NK).max())
