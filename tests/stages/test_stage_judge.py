@@ -244,6 +244,34 @@ def test_probabilities_of_a_server_become_the_margin(
     assert (first["probability"], second["probability"]) == (pytest.approx(0.9, abs=1e-4), pytest.approx(0.4, abs=1e-4))
 
 
+def test_the_criteria_of_a_rubric_are_asked_at_once_and_weighed(
+    judge: Callable[..., Any], serve: Callable[[Decide], JudgeServer]
+) -> None:
+    def decide(text: str, times: int) -> Answer:
+        better = longer(text, times).text
+        return Answer(f"Well.\ntruth: {better}\nbrevity: {'AB'[better == 'A']}")
+
+    server = serve(decide)
+    rubric = [{"name": "truth", "description": "Is it right?", "weight": 3}, {"name": "brevity"}]
+    ran = judge(_rows(3), endpoint=_server(server, template=f"{TEMPLATE}{{rubric}}", rubric=rubric))
+    assert "- truth: Is it right?\n- brevity\n" in server.texts[0] and "truth: …\nbrevity: …" in server.texts[0]
+    # truth has 3 of 4 parts: p is 0.75 in one order and 0.25 in the other
+    assert [row["margin"] for row in _read(ran, "preferences.jsonl")] == [0.5] * 3
+    first, second = _read(ran, "verdicts.jsonl")[1]["orders"]
+    assert (first["criteria"], second["criteria"]) == ({"truth": 1.0, "brevity": 0.0}, {"truth": 0.0, "brevity": 1.0})
+    assert len(server.asked) == 6
+    judge(
+        _rows(3),
+        endpoint=_server(
+            server,
+            template=f"{TEMPLATE}{{rubric}}",
+            rubric=[{**rubric[0], "weight": 1}, rubric[1]],
+        ),
+        expect="failed",
+    )
+    assert len(server.asked) == 6  # other weights ask nothing anew; now both criteria balance, and all are ties
+
+
 def test_a_server_that_flips_or_says_tie_makes_no_row(
     judge: Callable[..., Any], serve: Callable[[Decide], JudgeServer]
 ) -> None:
