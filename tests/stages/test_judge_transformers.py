@@ -139,7 +139,7 @@ def _told(ran: Any) -> Path:
 
 @pytest.mark.whole
 def test_an_instruction_tuned_model_judges_real_pairs(
-    tmp_path: Path, run_stage: Callable[..., Any], write_jsonl: Any
+    tmp_path: Path, load_plain: Callable[[Path], tuple[Any, Any]], run_stage: Callable[..., Any], write_jsonl: Any
 ) -> None:
     if not (SMOLLM / "model.safetensors").is_file():
         pytest.skip("TRUEUP_REAL_MODELS names no folder with smollm2-135m-instruct and its model.safetensors")
@@ -150,12 +150,21 @@ def test_an_instruction_tuned_model_judges_real_pairs(
     }
     rows = [{"prompt": asked, "chosen": good, "rejected": bad} for asked, (good, bad) in questions.items()]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    _, tokenizer = load_plain(SMOLLM)
+    bias = {str(tokenizer.encode(letter, add_special_tokens=False)[0]): 50.0 for letter in "AB"}
     with _served(SMOLLM, tmp_path / "home") as url:
         endpoint = {"url": url, "model": str(SMOLLM), "max_tokens": 24, "parallel": 1, "timeout_s": 600}
-        config = {"endpoint": endpoint, "max_errors": 1.0}
-        ran = run_stage("judge", config, data={"data": file}, out=tmp_path / "store" / ".work" / "one", expect=None)
+
+        def judge(name: str, **more: Any) -> list[dict[str, Any]]:
+            config = {"endpoint": {**endpoint, **more}, "max_errors": 1.0}
+            out = tmp_path / "store" / ".work" / name
+            ran = run_stage("judge", config, data={"data": file}, out=out, expect=None)
+            return [json.loads(line) for line in _told(ran).read_text().splitlines()]
+
+        free = judge("free")
+        bound = judge("bound", max_tokens=1, parameters={"logit_bias": bias})
     # It is too small to judge, or to end as asked: what it does is told, pair by pair.
-    said = [json.loads(line) for line in _told(ran).read_text().splitlines()]
-    assert len(said) == 3
-    for row in said:
+    assert len(free) == len(bound) == 3
+    for row in free:
         assert row["outcome"] in ("first", "second", "tie", "flip") or "no verdict in the reply" in row["error"]
+    assert {row["outcome"] for row in bound} <= {"first", "second", "flip"}

@@ -117,6 +117,17 @@ def test_the_bias_of_a_function_that_compares_is_reported(judge: Callable[..., A
     assert {row["outcome"] for row in map(json.loads, (first.work / "verdicts.jsonl").open())} == {"flip"}
 
 
+def test_people_who_compared_other_pairs_are_told_of(judge: Callable[..., Any]) -> None:
+    others = [{**row, "prompt": f"another {row['prompt']}"} for row in _rows(4)]
+    ran = judge(_rows(4), function="judges.py:size", people=others, pairs_per_prompt=2)
+    assert "people: they compared none of these pairs, so no agreement is known" in ran.notes
+    assert "pairs_per_prompt has no effect: the data has pairs, not candidates" in ran.notes
+    known = judge(_rows(4), function="judges.py:size", people=_rows(4))
+    metrics = known.outcome.result.metrics
+    # people chose the longer answer of rows 1 and 3, and the shorter one of the others
+    assert (metrics["people_pairs"], metrics["people_agreement"]) == (4.0, 0.5)
+
+
 def test_a_function_that_scores_is_not_taken_for_one_that_compares(judge: Callable[..., Any]) -> None:
     ran = judge(_rows(2), function="judges.py:far", pairwise=True, expect="failed")
     assert "judges.py:far returned 3; expected the probability that the first response is better" in str(
@@ -208,6 +219,8 @@ def test_a_server_is_asked_in_both_orders_and_its_verdicts_become_pairs(
     metrics = ran.outcome.result.metrics
     assert (metrics["calls"], metrics["tokens"], metrics["cached"]) == (20.0, 220.0, 0.0)
     assert (metrics["first_position"], metrics["flip_rate"], metrics["error_rate"]) == (0.5, 0.0, 0.0)
+    steps = [event for event in ran.events if event.kind == "progress"]
+    assert (steps[-1].step, steps[-1].total) == (20, 20) and steps[-1].metrics["calls_per_s"] > 0
     again = judge(_rows(10), endpoint=_server(server, parallel=1))
     assert len(server.asked) == 20  # all from the cache, and the same bytes
     assert [(again.out / name).read_bytes() for name in FILES] == [(ran.out / name).read_bytes() for name in FILES]
@@ -229,6 +242,34 @@ def test_probabilities_of_a_server_become_the_margin(
     assert [row["margin"] for row in _read(ran, "preferences.jsonl")] == pytest.approx([0.5] * 4, abs=1e-4)
     first, second = _read(ran, "verdicts.jsonl")[1]["orders"]
     assert (first["probability"], second["probability"]) == (pytest.approx(0.9, abs=1e-4), pytest.approx(0.4, abs=1e-4))
+
+
+def test_the_criteria_of_a_rubric_are_asked_at_once_and_weighed(
+    judge: Callable[..., Any], serve: Callable[[Decide], JudgeServer]
+) -> None:
+    def decide(text: str, times: int) -> Answer:
+        better = longer(text, times).text
+        return Answer(f"Well.\ntruth: {better}\nbrevity: {'AB'[better == 'A']}")
+
+    server = serve(decide)
+    rubric = [{"name": "truth", "description": "Is it right?", "weight": 3}, {"name": "brevity"}]
+    ran = judge(_rows(3), endpoint=_server(server, template=f"{TEMPLATE}{{rubric}}", rubric=rubric))
+    assert "- truth: Is it right?\n- brevity\n" in server.texts[0] and "truth: …\nbrevity: …" in server.texts[0]
+    # truth has 3 of 4 parts: p is 0.75 in one order and 0.25 in the other
+    assert [row["margin"] for row in _read(ran, "preferences.jsonl")] == [0.5] * 3
+    first, second = _read(ran, "verdicts.jsonl")[1]["orders"]
+    assert (first["criteria"], second["criteria"]) == ({"truth": 1.0, "brevity": 0.0}, {"truth": 0.0, "brevity": 1.0})
+    assert len(server.asked) == 6
+    judge(
+        _rows(3),
+        endpoint=_server(
+            server,
+            template=f"{TEMPLATE}{{rubric}}",
+            rubric=[{**rubric[0], "weight": 1}, rubric[1]],
+        ),
+        expect="failed",
+    )
+    assert len(server.asked) == 6  # other weights ask nothing anew; now both criteria balance, and all are ties
 
 
 def test_a_server_that_flips_or_says_tie_makes_no_row(
@@ -254,17 +295,18 @@ def test_what_fails_for_a_while_is_asked_again(
         Answer(status=500),
         Answer(closes=True),
         Answer(status=503, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
+        *(Answer(status=status) for status in (408, 409, 502)),
     ]
 
     def decide(text: str, times: int) -> Answer:
         return passing[times] if times < len(passing) else longer(text, times)
 
     server = serve(decide)
-    ran = judge(_rows(3), endpoint=_server(server, attempts=5))
-    assert len(server.asked) == 6 * 5
+    ran = judge(_rows(3), endpoint=_server(server, attempts=8, backoff_s=0.001))
+    assert len(server.asked) == 6 * 8
     metrics = ran.outcome.result.metrics
     assert (metrics["preferences"], metrics["errors"], metrics["calls"]) == (3.0, 0.0, 6.0)
-    assert ran.outcome.runtime_report["judge"]["calls_sent"] == 30
+    assert ran.outcome.runtime_report["judge"]["calls_sent"] == 48
 
 
 def test_a_server_is_given_the_time_it_asks_for(
