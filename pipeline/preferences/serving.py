@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import socket
+from functools import partial
+from typing import cast
 
 import uvicorn
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.app import make_app
+from pipeline.preferences.connections import ConnectionLimits, LimitedProtocol
 from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
+
+LIMITS = ConnectionLimits()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -28,10 +35,19 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_server(queue: LabelQueue, title: str, guidelines: str, hosts: Hosts) -> uvicorn.Server:
+def make_server(
+    queue: LabelQueue, title: str, guidelines: str, hosts: Hosts, limits: ConnectionLimits = LIMITS
+) -> uvicorn.Server:
     """Return the server of the app, which runs until its `should_exit` is set."""
-    app = make_app(queue, title, guidelines, hosts)
-    config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        make_app(queue, title, guidelines, hosts),
+        http=cast(type[asyncio.Protocol], partial(LimitedProtocol, limits)),
+        ws="none",
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=math.ceil(limits.idle_s),
+        timeout_graceful_shutdown=5,
+    )
     return uvicorn.Server(config)
 
 

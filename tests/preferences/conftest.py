@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from ports import free_port
 
 pytest.importorskip("sqlalchemy", reason="labels are kept with SQLAlchemy: pip install 'trueup[collect]'")
@@ -209,6 +210,7 @@ class InProcess:
     queue: LabelQueue
     port: int
     tokens: dict[str, str]
+    server: uvicorn.Server
 
     @property
     def address(self) -> str:
@@ -250,7 +252,7 @@ def in_process(tmp_path: Path) -> Iterator[Callable[..., InProcess]]:
         thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         running.append((made, thread))
-        return InProcess(queue, listener.getsockname()[1], {})
+        return InProcess(queue, listener.getsockname()[1], {}, made)
 
     yield start
     for made, thread in running:
