@@ -6,6 +6,7 @@ it, `--help` still works, and the verb names what is missing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,21 @@ from pipeline.cli.survey import RecipeOptions
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences import need
 
-LABEL_VERBS = ("status", "agreement", "stats", "export", "import", "verify", "drop", "close", "people")
+_SHOWS = frozenset({"until", "as_json"})
+LABEL_VERBS: Mapping[str, frozenset[str]] = {
+    "status": _SHOWS,
+    "agreement": _SHOWS,
+    "stats": _SHOWS,
+    "export": frozenset({"out", "row_format", "ties", "share", "pseudonyms", "aggregate", "until"}),
+    "import": frozenset({"items", "row_format", "person"}),
+    "verify": frozenset({"as_json"}),
+    "drop": frozenset({"items", "stuck", "reason"}),
+    "close": frozenset({"reopen"}),
+    "people": frozenset({"add", "lead", "pause", "resume", "revoke", "url"}),
+}
+"""What `trueup labels` does, and the parameters that it reads beside those of every word."""
+
+_ALWAYS = frozenset({"what", "recipe", "stage", "ledger", "override", "store", "profile"})
 
 AddOption = Annotated[
     list[str] | None,
@@ -65,6 +80,11 @@ AggregateOption = Annotated[
     ),
 ]
 AsOption = Annotated[str, typer.Option("--as", metavar="NAME", help="Of import: who gave labels that name nobody.")]
+StuckOption = Annotated[bool, typer.Option("--stuck", help="Of drop: all pairs that the people there cannot complete.")]
+UrlOption = Annotated[str, typer.Option("--url", metavar="URL", help="Of people: where the app is reached.")]
+ItemsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="ITEM", help="Of drop: ids of pairs. Of import: a file.")
+]
 StageArgument = Annotated[str, typer.Argument(metavar="STAGE", help="A stage of kind `labels`.")]
 LedgerOption = Annotated[
     str | None,
@@ -115,12 +135,13 @@ def collect(
 
 
 def labels(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help=f"{', '.join(LABEL_VERBS[:-1])} or {LABEL_VERBS[-1]}.")],
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help=f"{', '.join([*LABEL_VERBS][:-1])} or {[*LABEL_VERBS][-1]}.")
+    ],
     recipe: RecipeArgument,
     stage: StageArgument,
-    items: Annotated[
-        list[str] | None, typer.Argument(metavar="ITEM", help="Of drop: ids of pairs. Of import: a file.")
-    ] = None,
+    items: ItemsArgument = None,
     out: OutOption = None,
     row_format: FormatOption = None,
     ties: TiesOption = False,
@@ -129,9 +150,7 @@ def labels(
     aggregate: AggregateOption = None,
     person: AsOption = "",
     until: UntilEventOption = None,
-    stuck: Annotated[
-        bool, typer.Option("--stuck", help="Of drop: all pairs that the people there cannot complete.")
-    ] = False,
+    stuck: StuckOption = False,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Of drop: why, kept in the ledger.")] = "",
     reopen: Annotated[bool, typer.Option("--reopen", help="Of close: open a closed batch again.")] = False,
     add: AddOption = None,
@@ -139,9 +158,7 @@ def labels(
     pause: PauseOption = None,
     resume: ResumeOption = None,
     revoke: RevokeOption = None,
-    url: Annotated[
-        str, typer.Option("--url", metavar="URL", help="Of people: where the app is reached.")
-    ] = "http://127.0.0.1:8700",
+    url: UrlOption = "http://127.0.0.1:8700",
     ledger: LedgerOption = None,
     override: SetOption = None,
     store: RecipeStoreOption = None,
@@ -151,6 +168,7 @@ def labels(
     """Show how far a collection is and how people agree; export, import, verify labels; drop pairs, close; people."""
     if what not in LABEL_VERBS:
         raise PipelineError(Problem(f"labels {what}", f"one of {', '.join(LABEL_VERBS)}"))
+    _check_options(context, what)
     need("sqlalchemy", "krippendorff")
     from pipeline.cli import collection  # the optional extra `collect` may be missing
 
@@ -177,3 +195,20 @@ def labels(
         collection.change_people(opened, names, url)
     else:
         collection.show_labels(opened, what, until, as_json=as_json)
+
+
+def _check_options(context: typer.Context, what: str) -> None:
+    """Check that what was typed is read.
+
+    Raises:
+        PipelineError: an option or an argument is of another word.
+    """
+    known = LABEL_VERBS[what] | _ALWAYS
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if name in known or source is None or source.name != "COMMANDLINE":
+            continue
+        words = [word for word, own in LABEL_VERBS.items() if name in own]
+        typed = parameter.opts[0] if parameter.param_type_name == "option" else " ".join(context.params[name] or ())
+        raise PipelineError(Problem(f"labels {what} does not read {typed}", f"labels {' or '.join(words)}"))

@@ -63,7 +63,7 @@ async function ask(name, body = {}) {
 addEventListener("online", () => wake());
 
 function say(text, isBad = false) {
-  at("message").textContent = text;
+  at("message").textContent = text.charAt(0).toUpperCase() + text.slice(1);
   at("message").classList.toggle("bad", isBad);
 }
 
