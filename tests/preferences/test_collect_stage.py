@@ -201,3 +201,20 @@ def test_candidates_are_paired_and_labelled(tmp_path: Path, call: Any, write_jso
     assert wrong.returncode == 0  # what the rows hold is known when they are read
     refused = call("run", recipe, "--set", "stages.labels.pair_choice=delta", "--store", "store", cwd=tmp_path)
     assert refused.returncode == 2 and "the candidates of “question 0” have no scores" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("status", "--ties"), "labels status does not read --ties; expected labels export"),
+        (
+            ("verify", "--until-event", "3"),
+            "labels verify does not read --until-event; expected labels status or agree",
+        ),
+        (("close", "3f2a"), "labels close does not read 3f2a; expected labels import or drop"),
+        (("export", "--reason", "x"), "labels export does not read --reason; expected labels drop"),
+    ],
+)
+def test_what_a_word_does_not_read_is_refused(typed: tuple[str, ...], said: str, call: Any) -> None:
+    told = call("labels", typed[0], "recipes/quickstart.yaml", "labels", *typed[1:])
+    assert told.returncode == 2 and said in told.stderr

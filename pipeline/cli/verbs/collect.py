@@ -14,7 +14,7 @@ import typer
 
 from pipeline.cli.options import JsonOption, ProfileOption, RecipeArgument, RecipeStoreOption, SetOption
 from pipeline.cli.survey import RecipeOptions
-from pipeline.errors import PipelineError, Problem
+from pipeline.errors import PipelineError, Problem, listed
 from pipeline.preferences import need
 
 _SHOWS = frozenset({"until", "as_json"})
@@ -80,6 +80,7 @@ AggregateOption = Annotated[
     ),
 ]
 AsOption = Annotated[str, typer.Option("--as", metavar="NAME", help="Of import: who gave labels that name nobody.")]
+WhatArgument = Annotated[str, typer.Argument(metavar="WHAT", help=f"{listed(LABEL_VERBS)}.")]
 StuckOption = Annotated[bool, typer.Option("--stuck", help="Of drop: all pairs that the people there cannot complete.")]
 UrlOption = Annotated[str, typer.Option("--url", metavar="URL", help="Of people: where the app is reached.")]
 ItemsArgument = Annotated[
@@ -136,9 +137,7 @@ def collect(
 
 def labels(
     context: typer.Context,
-    what: Annotated[
-        str, typer.Argument(metavar="WHAT", help=f"{', '.join([*LABEL_VERBS][:-1])} or {[*LABEL_VERBS][-1]}.")
-    ],
+    what: WhatArgument,
     recipe: RecipeArgument,
     stage: StageArgument,
     items: ItemsArgument = None,
