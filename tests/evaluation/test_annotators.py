@@ -104,6 +104,24 @@ def test_dawid_and_skene_give_back_how_right_each_was() -> None:
     assert result.posterior_NK.sum(1) == pytest.approx(np.ones(len(labels)))
 
 
+def test_items_of_one_label_count_as_many_as_there_are() -> None:
+    """The estimate joins equal items of a single label; this is the method of the paper on the table as it is."""
+    _, labels = crowd([0.9, 0.8, 0.6, 0.7], 300, classes=3, share=0.35, seed=4)
+    labels = labels[(labels != MISSING).any(1)]
+    assert 50 < ((labels != MISSING).sum(1) == 1).sum() < len(labels) - 50
+    one_hot = np.stack([labels == value for value in range(3)], 2).astype(float)
+    posterior = one_hot.sum(1) / one_hot.sum((1, 2))[:, None]
+    for _ in range(40):
+        confusion = np.einsum("nj,nak->ajk", posterior, one_hot) + 1 / 3
+        confusion /= confusion.sum(2, keepdims=True)
+        log = np.log(posterior.mean(0)) + np.einsum("nak,ajk->nj", one_hot, np.log(confusion))
+        posterior = np.exp(log - log.max(1, keepdims=True))
+        posterior /= posterior.sum(1, keepdims=True)
+    result = dawid_skene(labels, range(3), most_steps=40, epsilon=0)
+    assert result.posterior_NK == pytest.approx(posterior, abs=1e-9)
+    assert result.confusion_AKK == pytest.approx(confusion, abs=1e-9)
+
+
 def test_dawid_and_skene_see_through_a_person_who_says_the_opposite() -> None:
     truth, labels = crowd([0.9, 0.9, 0.1], 500, seed=2)
     result = dawid_skene(labels, range(2))

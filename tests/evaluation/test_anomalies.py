@@ -84,6 +84,14 @@ def test_few_votes_are_not_tested() -> None:
     assert anomalies(np.full((0, 0), MISSING), np.full((0, 0), -1), [], missing=MISSING, seed=0) == []
 
 
+def test_people_without_a_common_item_are_tested_for_their_side_only() -> None:
+    strength = np.where(np.eye(2, dtype=bool).repeat(10, 0), 1, MISSING)
+    left = np.where(strength == 1, 1, -1)
+    one, other = anomalies(strength, left, [list(range(10)), list(range(10, 20))], missing=MISSING, seed=0)
+    assert (one.votes, one.p) == (other.votes, other.p) == (0, None)
+    assert one.is_one_sided and other.is_one_sided  # ten of ten on the left
+
+
 def test_the_same_labels_give_the_same_values() -> None:
     assert flags_of(3, [0.8] * 6, ("random",)) == flags_of(3, [0.8] * 6, ("random",))
 

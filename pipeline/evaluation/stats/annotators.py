@@ -3,7 +3,7 @@
 A table of labels has a row for each item and a column for each annotator; a cell is a class, or `MISSING`. Knows
 nothing of where labels come from.
 
-Shape legend: N items, A annotators, K classes.
+Shape legend: N items, A annotators, K classes, L labels, M different rows of labels.
 """
 
 from __future__ import annotations
@@ -116,9 +116,16 @@ def cohen_kappa(one_N: Labels, other_N: Labels) -> float | None:
     return float(((one_N == other_N).mean() - by_chance) / (1 - by_chance))
 
 
+def _shared(labels_NA: Labels) -> Labels:
+    """Return the items that several annotators labelled: often a small part, and the only one to compare."""
+    shared_NA: Labels = labels_NA[(labels_NA != MISSING).sum(1) > 1]
+    return shared_NA
+
+
 def annotator_pairs(labels_NA: Labels) -> list[AnnotatorPair]:
     """Return every two annotators who labelled an item in common."""
     pairs = []
+    labels_NA = _shared(labels_NA)
     for first, second in itertools.combinations(range(labels_NA.shape[1]), 2):
         one, other = labels_NA[:, first], labels_NA[:, second]
         both = (one != MISSING) & (other != MISSING)
@@ -134,6 +141,9 @@ def against_the_rest(labels_NA: Labels, *, level: float = LEVEL) -> list[Estimat
     Items on which the others have no majority are left out; None for an annotator without any other item.
     """
     estimates: list[Estimate | None] = []
+    labels_NA = _shared(labels_NA)
+    if not len(labels_NA):
+        return [None] * labels_NA.shape[1]
     classes = np.unique(labels_NA[labels_NA != MISSING])
     counts_NK = np.stack([(labels_NA == value).sum(1) for value in classes], 1) if len(classes) else labels_NA[:, :0]
     for column in range(labels_NA.shape[1]):
@@ -166,25 +176,46 @@ def dawid_skene(
     Source: Dawid and Skene (1979), Maximum likelihood estimation of observer error-rates using the EM algorithm,
     equations 2.3 to 2.5.
     """
-    (N, A), K = labels_NA.shape, len(classes)
-    item_L, column_L = np.nonzero(labels_NA != MISSING)  # L labels: a table of a hundred thousand items is mostly empty
-    class_L = np.searchsorted(np.asarray(classes), labels_NA[item_L, column_L])
-    cell_L = column_L * K + class_L
-    posterior_NK: Floats = np.bincount(item_L * K + class_L, minlength=N * K).reshape(N, K).astype(float)
-    posterior_NK /= posterior_NK.sum(1, keepdims=True)
+    patterns, pattern_N, weight_M = _patterns(labels_NA)
+    (M, A), K = patterns.shape, len(classes)
+    item_L, column_L = np.nonzero(patterns != MISSING)  # L labels
+    class_L = np.searchsorted(np.asarray(classes), patterns[item_L, column_L])
+    cell_L, weight_L = column_L * K + class_L, weight_M[item_L]
+    posterior_MK: Floats = np.bincount(item_L * K + class_L, minlength=M * K).reshape(M, K).astype(float)
+    posterior_MK /= posterior_MK.sum(1, keepdims=True)
     for _ in range(most_steps):
-        counts = [np.bincount(cell_L, weights=posterior_NK[item_L, j], minlength=A * K).reshape(A, K) for j in range(K)]
-        confusion_AKK: Floats = np.asarray(np.stack(counts, 1) + 1 / K, float)
+        weighted = [np.bincount(cell_L, posterior_MK[item_L, j] * weight_L, A * K).reshape(A, K) for j in range(K)]
+        confusion_AKK: Floats = np.asarray(np.stack(weighted, 1) + 1 / K, float)
         confusion_AKK /= confusion_AKK.sum(2, keepdims=True)
-        prior_K = posterior_NK.mean(0)
+        prior_K: Floats = weight_M @ posterior_MK / weight_M.sum()
         log_AKK = np.log(confusion_AKK)
-        told = [np.bincount(item_L, weights=log_AKK[column_L, j, class_L], minlength=N) for j in range(K)]
+        told = [np.bincount(item_L, log_AKK[column_L, j, class_L], M) for j in range(K)]
         with np.errstate(divide="ignore"):
-            log_NK = np.log(prior_K) + np.stack(told, 1)
-        following_NK = np.exp(log_NK - log_NK.max(1, keepdims=True))
-        following_NK /= following_NK.sum(1, keepdims=True)
-        change = float(np.abs(following_NK - posterior_NK).max())
-        posterior_NK = following_NK
+            log_MK = np.log(prior_K) + np.stack(told, 1)
+        following_MK = np.exp(log_MK - log_MK.max(1, keepdims=True))
+        following_MK /= following_MK.sum(1, keepdims=True)
+        change = float(np.abs(following_MK - posterior_MK).max())
+        posterior_MK = following_MK
         if change < epsilon:
             break
-    return DawidSkene(posterior_NK, confusion_AKK, prior_K, np.einsum("j,ajj->a", prior_K, confusion_AKK))
+    accuracy_A = np.einsum("j,ajj->a", prior_K, confusion_AKK)
+    return DawidSkene(posterior_MK[pattern_N], confusion_AKK, prior_K, accuracy_A)
+
+
+def _patterns(labels_NA: Labels) -> tuple[Labels, NDArray[np.intp], Floats]:
+    """Return rows of labels of which those of a single label are different, each item's row, and each row's items.
+
+    Items with the same single label have the same posterior. Where few items are labelled several times, there are far
+    fewer rows than items.
+    """
+    is_single_N = (labels_NA != MISSING).sum(1) == 1
+    _, column_N = np.nonzero(labels_NA[is_single_N] != MISSING)
+    label_N = labels_NA[is_single_N, column_N]
+    name_N = column_N * (label_N.max(initial=0) + 1) + label_N
+    _, first, single_N, counts = np.unique(name_N, return_index=True, return_inverse=True, return_counts=True)
+    singles = labels_NA[is_single_N][first]
+    several = labels_NA[~is_single_N]
+    pattern_N = np.empty(len(labels_NA), np.intp)
+    pattern_N[is_single_N] = single_N
+    pattern_N[~is_single_N] = len(singles) + np.arange(len(several))
+    return np.concatenate([singles, several]), pattern_N, np.concatenate([counts, np.ones(len(several))])

@@ -101,7 +101,7 @@ class _Votes:
         self.item_L, self.column_L, self.vote_L = item_L, column_L, vote_L
         size = int(item_L.max(initial=-1)) + 1
         self.count_N = np.bincount(item_L, minlength=size)
-        self.total_N = np.bincount(item_L, weights=vote_L, minlength=size)
+        self.total_N = np.bincount(item_L, weights=vote_L, minlength=size).astype(float)  # integers when it is empty
 
     def distances(self, column: int, rows: Sequence[int]) -> Floats:
         """Return how far an annotator's votes are from the mean of the others', in the order of the votes."""
