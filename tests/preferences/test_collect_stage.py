@@ -215,6 +215,6 @@ def test_candidates_are_paired_and_labelled(tmp_path: Path, call: Any, write_jso
         (("export", "--reason", "x"), "labels export does not read --reason; expected labels drop"),
     ],
 )
-def test_what_a_word_does_not_read_is_refused(typed: tuple[str, ...], said: str, call: Any) -> None:
-    told = call("labels", typed[0], "recipes/quickstart.yaml", "labels", *typed[1:])
+def test_what_a_word_does_not_read_is_refused(typed: tuple[str, ...], said: str, tmp_path: Path, call: Any) -> None:
+    told = call("labels", typed[0], "people.yaml", "labels", *typed[1:], cwd=tmp_path)
     assert told.returncode == 2 and said in told.stderr
