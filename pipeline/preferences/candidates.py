@@ -144,17 +144,23 @@ def _check_scores(rows: Sequence[Row], by: str) -> None:
         PipelineError: a row lacks them.
     """
     for row in rows:
-        scores = row.get(SCORES)
-        if (
-            not isinstance(scores, dict)
-            or not scores
-            or {len(one) for one in scores.values()} != {len(row["candidates"])}
-        ):
+        if not _has_scores(row):
             asked = " ".join(row["prompt"][-1]["content"].split())[:60]
             statement = f"pair_choice is {by}, and the candidates of “{asked}” have no scores"
             raise PipelineError(
                 Problem(statement, "scores of a reward model", "name one in `reward` of the sample stage")
             )
+
+
+def _has_scores(row: Row) -> bool:
+    """Return whether a row has a score of each of its candidates, by one reward model or more."""
+    scores, count = row.get(SCORES), len(row["candidates"])
+    return (
+        isinstance(scores, dict)
+        and bool(scores)
+        and all(isinstance(own, list) and len(own) == count for own in scores.values())
+        and all(isinstance(score, int | float) for own in scores.values() for score in own)
+    )
 
 
 def _turn(text: str) -> Turn:

@@ -210,10 +210,10 @@ DELTA = PairChoice(pair_choice="delta")
 
 def test_a_choice_without_anything_to_choose_by_is_refused() -> None:
     row = {"prompt": ASKED, "candidates": CANDIDATES}
-    for scores in ({}, {"reward_scores": {}}, {"reward_scores": {"rm": [1.0]}}):
+    for wrong in (None, {}, [], {"rm": [1.0]}, {"rm": 1.0}, {"rm": ["a"] * 7}):
         with pytest.raises(
             PipelineError, match="pair_choice is delta, and the candidates of “which\\?” have no scores"
         ):
-            pairs_to_label(_rows("candidates", {**row, **scores}), DELTA, 0)
+            pairs_to_label(_rows("candidates", {**row, "reward_scores": wrong}), DELTA, 0)
     with pytest.raises(PipelineError, match="pair_choice is delta, and the data are pairs already"):
         pairs_to_label(_rows("preference", {}), DELTA, 0)

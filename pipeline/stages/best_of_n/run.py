@@ -117,10 +117,15 @@ def _usable(row: Row) -> list[Answer]:
     answers = []
     for one in row["candidates"]:
         if is_usable(one):
-            also = [origin.rpartition("/")[0] for origin in one.get("also", ())]
-            own = f"{one['model']}/{one['temperature']:g}" if {"model", "temperature"} <= one.keys() else ""
-            answers.append(Answer(one["text"], 1 + len(also), frozenset([own, *also])))
+            also = [str(origin).rpartition("/")[0] for origin in one.get("also") or ()]
+            answers.append(Answer(one["text"], 1 + len(also), frozenset([_policy(one), *also])))
     return answers
+
+
+def _policy(candidate: Row) -> str:
+    """Return model and temperature of an answer, as `also` names them; empty if they are not known."""
+    model, temperature = candidate.get("model"), candidate.get("temperature")
+    return f"{model}/{temperature:g}" if model and isinstance(temperature, int | float) else ""
 
 
 def _scored(
