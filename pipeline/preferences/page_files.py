@@ -19,7 +19,7 @@ class PageFile(NamedTuple):
     """A file of the page.
 
     Attributes:
-        path: path of its address; `/` for the page itself.
+        path: path of its address: `/` for `index.html`, the name of other pages without `.html`.
         content: what it contains.
         media_type: media type by its name.
         is_versioned: whether its name contains its version, so that browsers may keep it.
@@ -37,7 +37,7 @@ def page_files() -> list[PageFile]:
     folders = (("/", page), ("/vendor/", page / "vendor"))
     return [
         PageFile(
-            "/" if file.name == "index.html" else folder + file.name,
+            "/" if file.name == "index.html" else folder + file.name.removesuffix(".html"),
             file.read_bytes(),
             TYPES[suffix],
             folder == "/vendor/",
