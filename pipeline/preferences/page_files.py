@@ -12,9 +12,6 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import NamedTuple
 
-PAGES = {"index.html": "/", "lead.html": "/lead"}
-"""Addresses of the pages."""
-
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
@@ -22,7 +19,7 @@ class PageFile(NamedTuple):
     """A file of the page.
 
     Attributes:
-        path: path of its address.
+        path: path of its address: `/` for `index.html`, the name of other pages without `.html`.
         content: what it contains.
         media_type: media type by its name.
         is_versioned: whether its name contains its version, so that browsers may keep it.
@@ -40,7 +37,7 @@ def page_files() -> list[PageFile]:
     folders = (("/", page), ("/vendor/", page / "vendor"))
     return [
         PageFile(
-            PAGES.get(file.name, folder + file.name),
+            "/" if file.name == "index.html" else folder + file.name.removesuffix(".html"),
             file.read_bytes(),
             TYPES[suffix],
             folder == "/vendor/",

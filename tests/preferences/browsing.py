@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+sync_api.expect.set_options(timeout=120_000)  # no test depends on speed
 SIZES = {"wide": (1280, 800), "phone": (390, 844)}
 PICTURES = os.environ.get("TRUEUP_TEST_PICTURES")
 """A folder to leave pictures of the page in, for people to look at."""

@@ -142,7 +142,8 @@ def test_a_link_that_is_revoked_while_labelling_keeps_what_was_typed(
     shown.picture("revoked-wide-light")
     ended = call(*line, "--add", "ada", cwd=people.parent)
     token = ended.stdout.partition("/#")[2].split()[0]
-    shown.page.goto(f"{shown.app.address}/#{token}")
+    shown.page.goto(f"{shown.app.address}/#{token}")  # in the same tab: the page loads anew
+    sync_api.expect(shown.page.locator("#message")).to_have_text("", timeout=120_000)
     shown.page.wait_for_selector("#work:not([hidden])")
     sync_api.expect(shown.page.locator("#note")).to_have_text("Comment: nearly")
     shown.press("Enter")
