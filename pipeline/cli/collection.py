@@ -6,7 +6,7 @@ Needs the libraries of the optional extra `collect`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,16 +17,23 @@ from pipeline.cli.display import labels as display
 from pipeline.cli.display.annotators import statistics
 from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_line
-from pipeline.errors import ExitCode, PipelineError, Problem, counted
+from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
+from pipeline.kind.compute import ComputeSettings
+from pipeline.kind.markers import Shape
 from pipeline.machine.disk import writing
+from pipeline.plain_data import ShapedRow
+from pipeline.plan import Plan, PlannedStage
 from pipeline.preferences.anchors import Anchor, note_head, noted_heads
-from pipeline.preferences.events import Access
+from pipeline.preferences.events import Access, LedgerEvent
 from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.live.dialogues import Dialogues
 from pipeline.records.loading import load
-from pipeline.stages.collect.config import Config, ledger_url
+from pipeline.records.shapes.turns import Turn
+from pipeline.stage import ResolvedInput
+from pipeline.stages.collect.config import Config, Live, ledger_url
 
 
 class PeopleChanges(NamedTuple):
@@ -39,6 +46,25 @@ class PeopleChanges(NamedTuple):
 
 
 @dataclass(frozen=True)
+class LiveModels:
+    """The models that people talk with.
+
+    Attributes:
+        models: the checkpoints.
+        settings: how people talk with them.
+        openings: conversations to begin with.
+        compute: device, precision and threads.
+        trust_remote_code: whether a model repository may run its own Python.
+    """
+
+    models: Sequence[ResolvedInput]
+    settings: Live
+    openings: Sequence[Sequence[Turn]]
+    compute: ComputeSettings
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True)
 class Collection:
     """The items and the label ledger of a `collect` stage.
 
@@ -48,6 +74,7 @@ class Collection:
         ledger: events of the labels.
         guidelines: what annotators are told.
         store: folder of the store, where the heads of the ledger are noted.
+        live: the models that people talk with; None where they compare pairs of the data.
     """
 
     name: str
@@ -55,6 +82,11 @@ class Collection:
     ledger: Ledger
     guidelines: str
     store: Path
+    live: LiveModels | None = None
+
+    def batch_of(self, events: Sequence[LedgerEvent]) -> Batch:
+        """Return the batch as it was after these events: the pairs of live dialogues come as people talk."""
+        return replace(self.batch, items=Dialogues().take(events).items()) if self.live else self.batch
 
     def note_head(self) -> None:
         """Note the ledger's head in the store.
@@ -83,17 +115,55 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
         raise PipelineError(Problem(f"{options.recipe}: {named}", expected))
     config = planned[stage].spec.config
     assert isinstance(config, Config)
-    item = planned[stage].data["data"]
+    label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
+    if config.models:
+        live = _live_models(plan, planned[stage], config, options.recipe)
+        batch = Batch((), total=config.talk.labels)
+        opened = Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root, live)
+        return replace(opened, batch=opened.batch_of(label_ledger.events()))
+    rows = _rows(plan, planned[stage], "data", "preference", options.recipe)
+    items, _ = items_of(rows)
+    batch = Batch(items, config.labels_per_item, config.overlap)
+    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root)
+
+
+def _rows(plan: Plan, planned: PlannedStage, field: str, shape: Shape, recipe: Path) -> list[ShapedRow]:
+    """Return the rows of a data field of a stage, which has not run.
+
+    Raises:
+        PipelineError: they are of a stage that has not run.
+    """
+    item = planned.data[field]
     artifact = item.input.artifact if item.input is not None else None
     if item.input is not None and artifact is None:
-        statement = f"the answers come from `{item.input.name}`, which has not run"
-        raise PipelineError(Problem(statement, "", f"trueup run {options.recipe} --until {item.input.name}"))
+        statement = f"the {'answers' if field == 'data' else field} come from `{item.input.name}`, which has not run"
+        raise PipelineError(Problem(statement, "", f"trueup run {recipe} --until {item.input.name}"))
     source = plan.recipe.data[item.source_name]
-    rows = load(source, "preference", seed=planned[stage].spec.seed, name=item.source_name, artifact=artifact)
-    items, _ = items_of(rows.train + rows.held_out)
-    batch = Batch(items, config.labels_per_item, config.overlap)
-    label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
-    return Collection(stage, batch, label_ledger, config.guidelines, artifact_store.root)
+    rows = load(source, shape, seed=planned.spec.seed, name=item.source_name, artifact=artifact)
+    return rows.train + rows.held_out
+
+
+def _live_models(plan: Plan, planned: PlannedStage, config: Config, recipe: Path) -> LiveModels:
+    """Return the models that people talk with in a stage, which has not run.
+
+    Raises:
+        PipelineError: a model or the openings are of a stage that has not run.
+    """
+    inputs = planned.inputs["models"]
+    missing = [one.name for one in inputs if one.artifact is None and not one.external]
+    if missing:
+        remedy = f"trueup run {recipe} --until {planned.spec.name}"
+        have = agreeing(len(missing), "has", "have")
+        raise PipelineError(Problem(f"people talk with {listed(missing)}, which {have} not run", "", remedy))
+    models = [
+        ResolvedInput(
+            ref=one.ref, name=one.name, kind=one.kind, fingerprint=one.fingerprint, path=str(one.artifact or one.ref)
+        )
+        for one in inputs
+    ]
+    openings = [] if config.openings is None else _rows(plan, planned, "openings", "prompt", recipe)
+    compute, trusted = planned.spec.compute.settings, plan.recipe.trust_remote_code
+    return LiveModels(models, config.talk, [row["prompt"] for row in openings], compute, trusted)
 
 
 def show_labels(collection: Collection, what: str, until: int | None, out: Path | None, *, as_json: bool) -> None:
@@ -116,16 +186,17 @@ def show_labels(collection: Collection, what: str, until: int | None, out: Path 
         if problems:
             raise typer.Exit(int(ExitCode.FAILED))
         return
-    state = State().take(collection.ledger.events(until=until))
+    events = collection.ledger.events(until=until)
+    batch, state = collection.batch_of(events), State().take(events)
     if what == "status":
-        display.status(collection.batch, state, as_json=as_json)
+        display.status(batch, state, as_json=as_json)
     elif what == "stats":
-        statistics(collection.batch, state, as_json=as_json)
+        statistics(batch, state, as_json=as_json)
     elif what == "agreement":
-        display.agreed(collection.batch, state, as_json=as_json)
+        display.agreed(batch, state, as_json=as_json)
     else:
         collection.note_head()
-        display.export(collection.batch, state, out)
+        display.export(batch, state, out)
 
 
 def _heads_of_artifacts(collection: Collection) -> list[Anchor]:

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 
 from pipeline.cli.collection import Collection
 from pipeline.cli.terminal import print_line
-from pipeline.errors import PipelineError, Problem, agreeing, counted
+from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.live.answering import Answering
+from pipeline.preferences.live.api import LiveApi
+from pipeline.preferences.live.conversations import Conversations, Rules
 from pipeline.preferences.serving import listen, serve
 
 
@@ -42,10 +45,13 @@ def open_app(
     if not known and not invited:
         raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
     listener = listen(host, port)
+    live = _live(collection)
     shown_host = f"[{host}]" if ":" in host else host
     address = (url or f"http://{shown_host}:{listener.getsockname()[1]}").rstrip("/")
     progress = queue.progress()
     pairs = counted(len(collection.batch.items), "pair")
+    if collection.live:
+        pairs = f"dialogues with {listed([model.ref for model in collection.live.models])}"
     print(f"{collection.name}: {progress['done']} of {counted(progress['wanted'], 'label')}, {pairs}")
     for name in invited:
         print(f"{name}: {address}/#{queue.invite(name)}")
@@ -59,9 +65,29 @@ def open_app(
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
     sys.stdout.flush()
     try:
-        serve(queue, collection.name, collection.guidelines, listener)
+        serve(queue, collection.name, collection.guidelines, listener, live.answers() if live else None)
     finally:
+        if live:
+            live.answering.stop()
         collection.note_head()
+
+
+def _live(collection: Collection) -> LiveApi | None:
+    """Load the models that people talk with and let them answer; None where people compare pairs of the data."""
+    live = collection.live
+    if live is None:
+        return None
+    from pipeline.stages.collect.responder import CheckpointResponder  # torch takes seconds, and pairs need none
+
+    responder = CheckpointResponder(
+        live.models, live.settings, live.compute, print_line, trust_remote_code=live.trust_remote_code
+    )
+    refs = [model.ref for model in live.models]
+    rules = Rules(live.settings.labels, live.settings.turns, refs, live.openings, collection.guidelines)
+    conversations = Conversations(collection.ledger, rules)
+    answering = Answering(conversations, responder)
+    answering.start()
+    return LiveApi(conversations, answering)
 
 
 def _warn(queue: LabelQueue, stage: str) -> None:

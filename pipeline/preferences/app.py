@@ -29,7 +29,7 @@ from pipeline.preferences.rate_limit import RateLimit
 
 LOG = logging.getLogger("trueup.collect")
 PAGE = files("pipeline.preferences") / "page"
-TYPES = {"index.html": "text/html", "app.js": "text/javascript", "style.css": "text/css"}
+TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css"}
 AHEAD = 2
 """Number of pairs sent to a browser at a time: the one shown and the next."""
 
@@ -46,6 +46,9 @@ HEADERS = {
 }
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+Answers = dict[str, tuple["type[Given]", Callable[[str, Any], JsonObject]]]
+"""By the name of a request: what its body is, and what answers an annotator who sends it."""
+
 RequestId = Annotated[str, Field(max_length=LONGEST_REQUEST)]
 
 
@@ -91,16 +94,17 @@ class LabelApi:
         queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
         guidelines: plain text shown on the page.
+        live: answers of a batch of live dialogues, which has no pairs to assign; None of a batch of pairs.
     """
 
-    def __init__(self, queue: LabelQueue, title: str, guidelines: str) -> None:
-        self.queue, self.title, self.guidelines = queue, title, guidelines
+    def __init__(self, queue: LabelQueue, title: str, guidelines: str, live: Answers | None = None) -> None:
+        self.queue, self.title, self.guidelines, self.live = queue, title, guidelines, live
         self._wrong_tokens = RateLimit(per_second=0.5, burst=20)
         self._requests = RateLimit(per_second=50, burst=200)
 
     def routes(self) -> list[Route]:
         """Return the routes of the API."""
-        answers: dict[str, tuple[type[Given], Callable[[str, Any], JsonObject]]] = {
+        answers: Answers = {
             "hello": (Nothing, self.hello),
             "next": (Nothing, lambda name, given: self._following(name)),
             "label": (Label, self.label),
@@ -108,6 +112,8 @@ class LabelApi:
             "flag": (Leave, partial(self.leave, "flag")),
             "undo": (Undo, self.undo),
         }
+        if self.live is not None:
+            answers = {"hello": answers["hello"], **self.live}
         return [Route(f"/api/{name}", self._serve(*answer), methods=["POST"]) for name, answer in answers.items()]
 
     def _serve(self, given_type: type[Given], answer: Callable[[str, Any], JsonObject]) -> Endpoint:
@@ -161,13 +167,14 @@ class LabelApi:
         return {**more, "items": self.queue.next(name, AHEAD), "progress": self.queue.progress(name)}
 
 
-def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
+def make_app(queue: LabelQueue, title: str, guidelines: str = "", live: Answers | None = None) -> Starlette:
     """Build the web app.
 
     Args:
         queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
         guidelines: plain text shown on the page.
+        live: answers of a batch of live dialogues, whose page takes the place of that of pairs.
     """
 
     async def healthz(request: Request) -> Response:
@@ -178,15 +185,15 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "") -> Starlette:
         text = (PAGE / name).read_text(encoding="utf-8")
 
         async def serve(request: Request) -> Response:
-            return Response(text, media_type=TYPES[name], headers=HEADERS)
+            return Response(text, media_type=TYPES[name.rpartition(".")[2]], headers=HEADERS)
 
         return serve
 
     routes = [
         Route("/healthz", healthz),
-        Route("/", page("index.html")),
-        *(Route(f"/{name}", page(name)) for name in ("app.js", "style.css")),
-        *LabelApi(queue, title, guidelines).routes(),
+        Route("/", page("index.html" if live is None else "chat.html")),
+        *(Route(f"/{name}", page(name)) for name in ("app.js", "chat.js", "style.css", "chat.css")),
+        *LabelApi(queue, title, guidelines, live).routes(),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _refused, Exception: _broken})
 

@@ -26,5 +26,10 @@ def is_swapped(salt: str, annotator: str, item: str) -> bool:
     return bool(_keyed(salt, "side", annotator, item)[0] & 1)
 
 
+def drawn(salt: str, most: int, *parts: str) -> int:
+    """Return a number from 0 to below ``most``, which the secret decides."""
+    return int.from_bytes(_keyed(salt, "draw", *parts)[:8], "big") % most
+
+
 def _keyed(salt: str, *parts: str) -> bytes:
     return hmac.new(salt.encode(), "\0".join(parts).encode(), hashlib.sha256).digest()

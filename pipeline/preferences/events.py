@@ -8,12 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
+from pipeline.records.shapes.turns import Turn
+
 EventKind = Literal[
-    "batch", "guidelines", "annotator", "access", "lease", "label", "skip", "flag", "undo", "drop", "close"
-]
+    "batch", "guidelines", "annotator", "access", "lease", "label", "skip", "flag", "undo", "drop", "close",
+    "open", "say", "answers", "end",
+]  # fmt: skip
+"""The last four are of live dialogues: one begins, the person says something, both models answer, it ends."""
 
 Verdict = Literal["first", "second", "tie", "both good", "both bad"]
 """`first` and `second` are the responses in the order of the data, independent of their side on the screen."""
+
+GoesOn = Literal["first", "second", "again"]
+"""The answer with which a live dialogue goes on, or that both models answer the same message again."""
 
 Access = Literal["active", "paused", "revoked"]
 """What an annotator may do: everything; nothing for now; nothing, and never again with the same link."""
@@ -37,10 +44,19 @@ class EventBody(TypedDict, total=False):
         strength: `label`: strength of the preference, 1 to 3.
         seconds: `label`: time the choice took.
         swapped: `label`: whether the second response was on the left.
-        reason: `skip`, `flag` and `drop`: the reason given.
+        reason: `skip`, `flag`, `drop`: the reason given; `answers` and `end`: why nobody compares them, why it ends.
         event: `undo`: number of the event that is undone.
         request: `label`, `skip`, `flag`, `undo`: id that the browser gave the request, the same when it sends it again.
         closed: `close`: whether the batch ends with the labels it has, or goes on.
+        dialogue: `open`, `say`, `answers`, `end`: id of a live dialogue; the annotator is named beside it.
+        turns: `open`: turns with which the dialogue begins.
+        text: `open` and `say` too: the message that the person is offered; what the person says.
+        most: `open`: number of messages after which the dialogue ends.
+        asked: `answers` and `end`: number of the event that asked for the answers, a `say` or a `label`; of an end
+            that the person asked for, 0.
+        texts: `answers`: the two answers.
+        models: `answers`: refs of the models that gave them.
+        goes_on: `answers` that nobody compares, and `label` in a dialogue: with which answer the dialogue goes on.
     """
 
     salt: str
@@ -61,6 +77,13 @@ class EventBody(TypedDict, total=False):
     event: int
     request: str
     closed: bool
+    dialogue: str
+    turns: list[Turn]
+    most: int
+    asked: int
+    texts: list[str]
+    models: list[str]
+    goes_on: GoesOn
 
 
 NewEvent = tuple[EventKind, EventBody]

@@ -204,11 +204,14 @@ class Batch:
         items: items in the order in which they are assigned.
         per_item: number of labels of an item.
         overlap: share of the items that get at least `REPEATED` labels, to measure agreement.
+        total: number of labels needed in all, of live dialogues, whose items come as people talk; 0 for the sum over
+            the items.
     """
 
     items: Sequence[Item]
     per_item: int = 1
     overlap: float = 0.0
+    total: int = 0
 
     def wanted(self, item: Item) -> int:
         """Return the number of labels an item needs."""

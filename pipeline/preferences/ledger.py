@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
-from pipeline.preferences.anchors import Anchor, ledger_file
+from pipeline.preferences.anchors import Anchor
 from pipeline.preferences.events import EventBody, LedgerEvent, NewEvent
 
 GENESIS = "0" * 64
@@ -46,11 +46,6 @@ _EVENTS = sa.Table(
 
 Decide = Callable[[list[LedgerEvent]], NewEvent | None]
 """Returns the kind and body of the next event, given the events so far; None appends none."""
-
-
-def default_url(store: Path) -> str:
-    """Return the URL of the default ledger of a store, a SQLite file."""
-    return f"sqlite:///{ledger_file(store.resolve())}"
 
 
 class Ledger:

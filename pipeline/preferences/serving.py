@@ -7,7 +7,7 @@ import socket
 import uvicorn
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.preferences.app import make_app
+from pipeline.preferences.app import Answers, make_app
 from pipeline.preferences.label_queue import LabelQueue
 
 
@@ -27,9 +27,9 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(queue: LabelQueue, title: str, guidelines: str, listener: socket.socket) -> None:
+def serve(queue: LabelQueue, title: str, guidelines: str, listener: socket.socket, live: Answers | None = None) -> None:
     """Serve the app until SIGINT or SIGTERM; requests in progress are completed first."""
     config = uvicorn.Config(
-        make_app(queue, title, guidelines), log_level="warning", server_header=False, timeout_graceful_shutdown=5
+        make_app(queue, title, guidelines, live), log_level="warning", server_header=False, timeout_graceful_shutdown=5
     )
     uvicorn.Server(config).run(sockets=[listener])

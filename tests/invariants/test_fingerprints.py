@@ -44,6 +44,7 @@ OTHER_VALUES: dict[str, Any] = {
     "greedy": ["n"],
     "baseline": "n",
     "limit": 5,
+    "live": {"labels": 5},
     "title": "Other",
     "guidelines": "Other",
     "layout": "separate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
@@ -10,8 +11,10 @@ from pipeline.preferences import need
 from pipeline.preferences.agreement import exported, label_table
 from pipeline.preferences.anchors import note_head
 from pipeline.preferences.assignment import Assignment
+from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.live.dialogues import Dialogues
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.collect.config import Config, ledger_url
 
@@ -19,20 +22,29 @@ FILE = "preferences.jsonl"
 """File of the artifact with the rows to train on."""
 
 
-def run(ctx: StageContext, config: Config) -> StageResult:
-    """Write the preferred pairs; while labels are missing, raise with their number."""
-    need("sqlalchemy", "krippendorff")
-    from pipeline.preferences.ledger import Ledger  # sqlalchemy is of the optional extra `collect`
-
+def _batch(ctx: StageContext, config: Config, events: Sequence[LedgerEvent]) -> Batch:
+    """Return the pairs of the data, or those that the models made in the dialogues so far."""
+    if config.models:
+        return Batch(Dialogues().take(events).items(), total=config.talk.labels)
     rows = ctx.load_rows("data")
     items, left_out = items_of(rows.train + rows.held_out)
     if left_out:
         were, they = agreeing(left_out, "was", "were"), agreeing(left_out, "it repeats", "they repeat")
         ctx.note(f"{counted(left_out, 'pair')} {were} left out: {they} another, or both answers are the same")
-    batch = Batch(items, config.labels_per_item, config.overlap)
+    return Batch(items, config.labels_per_item, config.overlap)
+
+
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Write the preferred pairs; while labels are missing, raise with their number."""
+    need("sqlalchemy", "krippendorff")
+    from pipeline.preferences.ledger import Ledger  # sqlalchemy is of the optional extra `collect`
+
     store = ctx.work.parents[2]
     ledger = Ledger(ledger_url(config, store), config.batch or ctx.name)
-    state = State().take(ledger.events())
+    events = ledger.events()
+    state = State().take(events)
+    batch = _batch(ctx, config, events)
+    items = batch.items
     done, full = Assignment(batch, state).progress()
     if done < full:
         remedy = (

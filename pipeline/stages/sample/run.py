@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from pipeline.machine.disk import keep_if_possible
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.pretrained import load_causal_lm, load_tokenizer
 from pipeline.plain_data import JsonObject, ShapedRow
+from pipeline.preferences.model_names import names_model
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.stages.sample.config import Config
 from pipeline.training.arguments import frozen_weights, prepare_torch
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
 
 CANDIDATES, PAIRS = "candidates.jsonl", "pairs.jsonl"
 """Files of the artifact."""
-
-_MODEL_NAMES = re.compile(
-    r"\b(chat\s?gpt|gpt-?[2-9]\w*|open\s?ai|anthropic|deepmind|mixtral|qwen\w*|deepseek|vicuna|smollm\w*|olmo|chatglm|"
-    r"baichuan|hugging\s?face|llama[- ]?[1-9][\w.]*|as an? ai (language )?(model|assistant)|large language model)\b"
-    r"|\b(i am|i'm|my name is|(made|trained|developed|created|built) by)\b[^.!?\n]{0,40}\b(claude|gemini|bard|llama|"
-    r"mistral|falcon|alpaca|koala|dolly|grok|zephyr|palm|copilot|bing|ernie|google|meta|microsoft|xai|cohere)\b",
-    re.IGNORECASE,
-)
-"""What gives the model away; names that are also words only where the text speaks of itself."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +235,7 @@ def _answer(
             seed=one.seed,
             tokens=len(response.ids),
             finish_reason=response.finish_reason,
-            names_model=bool(_MODEL_NAMES.search(response.text)),
+            names_model=names_model(response.text),
             log_probability=sums.get(i),
         )
         for i, response in enumerate(responses)
