@@ -82,8 +82,8 @@ def _live(collection: Collection) -> LiveApi | None:
     responder = CheckpointResponder(
         live.models, live.settings, live.compute, print_line, trust_remote_code=live.trust_remote_code
     )
-    refs = [model.ref for model in live.models]
-    rules = Rules(live.settings.labels, live.settings.turns, refs, live.openings, collection.guidelines)
+    names = [f"{model.ref} {model.fingerprint[:12]}" for model in live.models]
+    rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, collection.guidelines)
     conversations = Conversations(collection.ledger, rules)
     answering = Answering(conversations, responder)
     answering.start()

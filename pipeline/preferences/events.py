@@ -55,7 +55,7 @@ class EventBody(TypedDict, total=False):
         asked: `answers` and `end`: number of the event that asked for the answers, a `say` or a `label`; of an end
             that the person asked for, 0.
         texts: `answers`: the two answers.
-        models: `answers`: refs of the models that gave them.
+        models: `answers`: refs of the models that gave them, with the beginning of their fingerprints.
         goes_on: `answers` that nobody compares, and `label` in a dialogue: with which answer the dialogue goes on.
     """
 

@@ -38,7 +38,7 @@ class Rules:
     Attributes:
         labels: number of choices after which the batch is finished.
         turns: number of messages of a dialogue.
-        models: refs of the models, of which two are drawn for each message.
+        models: names of the models in the ledger, of which two are drawn for each message.
         openings: conversations to begin with, in turn: the last turn is the message that is offered, those before it
             are part of the dialogue.
         guidelines: what the page shows.

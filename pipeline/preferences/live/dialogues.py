@@ -32,7 +32,7 @@ class Exchange:
         asked: number of the event that asked for the answers.
         item: id of the answers as a pair to label; empty while both models are answering.
         texts: both answers, in the order of the models.
-        models: refs of the models that gave them.
+        models: names of the models that gave them.
         uncompared: why the person is not asked to choose: `equal` or `unfit`; empty where they are.
         goes_on: with which answer the dialogue goes on, or `again`; None before a choice.
     """
@@ -156,7 +156,7 @@ class Dialogues:
         return [item for dialogue in self.by_id.values() for item in dialogue.items()]
 
     def models_of(self) -> dict[str, tuple[str, str]]:
-        """Return the refs of the models of each pair of answers."""
+        """Return the names of the models of each pair of answers."""
         return {one.item: one.models for dialogue in self.by_id.values() for one in dialogue.exchanges if one.item}
 
     def _take(self, kind: EventKind, body: EventBody, number: int) -> None:

@@ -106,7 +106,7 @@ function status() {
   at("bar").max = Math.max(wanted, 1);
   at("bar").value = done;
   if (isFinished() && !isChoice()) say("No more labels are needed. Thank you!");
-  else if (shown.phase === "over") say(`${OVER[shown.over] ?? "This dialogue is over."} N begins a new one.`);
+  else if (shown.phase === "over") say(`${OVER[shown.over] ?? "This dialogue is over."} “New dialogue” begins another.`);
 }
 
 // Show a dialogue; what stands in the field for a message stays there.
