@@ -33,6 +33,14 @@ stages:
   tuned: {{kind: dpo, data: preferred, model: {sft}, train: {{max_steps: 1, batch_size: 1}}}}
 compute: {{threads: 1}}
 """
+RAW: list[tuple[bytes, int, str]] = [
+    (b"{", 422, "not JSON"),
+    (b"{}", 422, "text: field required"),
+    (b'{"text": ["x"]}', 422, "text: input should be a valid string"),
+    (b'{"text": "x", "annotator": "grace"}', 422, "annotator: extra inputs"),
+    (b'{"text": "' + b"x" * 8001 + b'"}', 422, "text: string should have at most 8000"),
+    (b'{"text": "' + b"x" * 70_000 + b'"}', 413, "larger than 64 KiB"),
+]
 SALT = "6b7f0f2fd2c64b0b8f4c5d3a91e0c7aa"
 
 
@@ -94,6 +102,11 @@ def test_people_talk_and_what_they_choose_is_trained_on(recipe: Path, talk: Call
         assert told["turns"][-1] == {"role": "assistant", "content": shown["left"]}
         chosen.append(shown["left"])
     assert "no more labels are needed" in app.ask("say", "ada", 409, text="more")["error"]
+    for body, status, told in RAW:
+        code, text = app.post("say", app.tokens["ada"], body)
+        assert (code, told in text) == (status, True), text
+    assert app.post("say", "wrong", b'{"text": "' + b"x" * 70_000 + b'"}')[0] == 401
+    assert app.post("label", app.tokens["ada"], b"{}")[0] == 404  # there are no pairs to label
     app.process.send_signal(signal.SIGINT)
     assert app.process.wait(timeout=800) in (0, 130, -2)
     line = (recipe, "labels", "--store", "store")
@@ -108,6 +121,11 @@ def test_people_talk_and_what_they_choose_is_trained_on(recipe: Path, talk: Call
     assert done.returncode == 0, done.stdout + done.stderr
     (pairs,) = (recipe.parent / "store" / "labels").glob("*/preferences.jsonl")
     assert [json.loads(row) for row in pairs.read_text().splitlines()] == exported
+    (manifest,) = (
+        json.loads(file.read_text()) for file in (recipe.parent / "store" / "labels").glob("*/manifest.json")
+    )
+    shares = [value for name, value in manifest["metrics"].items() if name.startswith("preferred/")]
+    assert len(shares) == 2 and sum(shares) == pytest.approx(1)
     read = load(DataSource(path=str(pairs)), "preference", seed=0, name="pairs")
     assert len(read.train) == 3
 
@@ -155,6 +173,24 @@ def test_what_contradicts_itself_is_one_line(recipe: Path, chain: Any, call: Any
     options = [part for one in settings for part in ("--set", one.format(sft=chain["sft"].path))]
     ended = call("check", recipe, "--store", "store", *options, cwd=recipe.parent)
     assert ended.returncode == 2 and told in ended.stderr + ended.stdout, ended.stdout + ended.stderr
+
+
+def test_the_plan_makes_the_models_first_and_hangs_on_them(tiny_recipe: Path, call: Any) -> None:
+    """The openings are checked with the tokenizers of the models, and the stage is stale with another model."""
+    talk = "  talk: {kind: labels, models: [sft, dpo], openings: asks}\ncompute:"
+    tiny_recipe.write_text(tiny_recipe.read_text().replace("compute:", talk))
+    checked = call("check", tiny_recipe, "--store", "none", cwd=tiny_recipe.parent)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    planned = [
+        json.loads(call("plan", tiny_recipe, "--store", "none", "--json", *more, cwd=tiny_recipe.parent).stdout)[
+            "stages"
+        ]
+        for more in ((), ("--set", "stages.dpo.train.beta=0.3"), ("--set", "stages.talk.openings=null"))
+    ]
+    names = [stage["name"] for stage in planned[0]]
+    assert names.index("talk") > names.index("dpo")
+    prints = [next(one["fingerprint"] for one in stages if one["name"] == "talk") for stages in planned]
+    assert len(set(prints)) == 3
 
 
 def test_models_that_are_not_made_yet_are_named(tiny_recipe: Path, call: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import shutil
@@ -207,7 +206,8 @@ def _can_be_read(shown: Page) -> None:
       const ground = (e) => { for (; e; e = e.parentElement) {
         const c = getComputedStyle(e).backgroundColor; if (!c.endsWith(', 0)')) return c; }
         return 'rgb(255, 255, 255)'; };
-      return ['#progress', '#left .turn', '.turn.user b', 'button[aria-checked="true"]', '#new', '#strength'].map((s) => {
+      const parts = ['#progress', '#left .turn', '.turn.user b', 'button[aria-checked="true"]', '#new', '#strength'];
+      return parts.map((s) => {
         const e = document.querySelector(s);
         const [a, b] = [light(rgb(getComputedStyle(e).color)), light(rgb(ground(e)))].sort((x, y) => y - x);
         return (a + 0.05) / (b + 0.05); }); }"""

@@ -105,6 +105,7 @@ def test_a_dialogue_goes_on_with_the_chosen_answer_and_each_choice_is_a_row(ledg
     assert [row["rejected"][0]["content"][6] for row in rows] == ["0", "1", "0"]
     said = [turn["content"] for turn in rows[2]["prompt"]]
     assert said == ["message 0", "model 1 says message 0", "message 1", "model 0 says message 1", "message 2"]
+    assert Dialogues().take(ledger.events()).preferred() == {"sft": (1, 3), "dpo": (2, 3)}
     assert talk.shown()["progress"] == {"done": 3, "wanted": 100, "own": 3, "closed": False}
 
 
@@ -222,6 +223,17 @@ def test_what_ends_a_dialogue_is_told_and_the_next_one_begins(ledger: Ledger, ca
     with pytest.raises(PipelineError, match="does not wait for a message"):
         talk.conversations.say("ada", "three")
     assert len(talk.rows()) == 5
+
+
+def test_what_waits_at_once_is_answered_together(ledger: Ledger) -> None:
+    responder = Script(lambda model, text, call: f"{model}, call {call}")
+    talk = Talk(ledger, responder)
+    for who in ("ada", "grace", "mary"):
+        talk.conversations.open(who)
+        talk.conversations.say(who, f"I am {who}")
+    talk.answer()
+    said = [{talk.shown(who)["left"], talk.shown(who)["right"]} for who in ("ada", "grace", "mary")]
+    assert said == [{"0, call 0", "1, call 1"}] * 3  # each model once, for all three
 
 
 def test_one_broken_message_breaks_nobody_elses(ledger: Ledger) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipeline.preferences.events import EventBody, EventKind, GoesOn, LedgerEvent
+from pipeline.preferences.events import EventBody, EventKind, GoesOn, LedgerEvent, Verdict
 from pipeline.preferences.items import Item
 from pipeline.records.shapes.turns import Turn
 
@@ -34,6 +34,7 @@ class Exchange:
         texts: both answers, in the order of the models.
         models: names of the models that gave them.
         uncompared: why the person is not asked to choose: `equal` or `unfit`; empty where they are.
+        verdict: the choice; None before it.
         goes_on: with which answer the dialogue goes on, or `again`; None before a choice.
     """
 
@@ -43,6 +44,7 @@ class Exchange:
     texts: tuple[str, str] = ("", "")
     models: tuple[str, str] = ("", "")
     uncompared: str = ""
+    verdict: Verdict | None = None
     goes_on: GoesOn | None = None
 
     def turns(self) -> list[Turn]:
@@ -155,9 +157,16 @@ class Dialogues:
         """Return the pairs of answers that people were asked to compare, by dialogue."""
         return [item for dialogue in self.by_id.values() for item in dialogue.items()]
 
-    def models_of(self) -> dict[str, tuple[str, str]]:
-        """Return the names of the models of each pair of answers."""
-        return {one.item: one.models for dialogue in self.by_id.values() for one in dialogue.exchanges if one.item}
+    def preferred(self) -> dict[str, tuple[int, int]]:
+        """Return of each model how often its answer was preferred, and how often one of two answers was."""
+        counts: dict[str, tuple[int, int]] = {}
+        exchanges = (one for dialogue in self.by_id.values() for one in dialogue.exchanges)
+        for exchange in exchanges:
+            if exchange.verdict in PLACES:
+                for place, model in zip(PLACES, exchange.models, strict=True):
+                    won, of = counts.get(model, (0, 0))
+                    counts[model] = (won + (place == exchange.verdict), of + 1)
+        return counts
 
     def _take(self, kind: EventKind, body: EventBody, number: int) -> None:
         if body.get("request") and "annotator" in body:
@@ -175,7 +184,9 @@ class Dialogues:
             if kind == "undo":
                 del dialogue.exchanges[place + 1 :]
             exchange = dialogue.exchanges[place]
-            exchange.goes_on = body["goes_on"] if kind == "label" else None
+            is_choice = kind == "label"
+            exchange.verdict = body["verdict"] if is_choice else None
+            exchange.goes_on = body["goes_on"] if is_choice else None
             if exchange.goes_on == "again":
                 dialogue.exchanges.append(Exchange(exchange.text, number))
             self._enter(dialogue)

@@ -83,6 +83,8 @@ function turn({ role, content }) {
   return part;
 }
 
+const isSame = (one, other) => one.role === other?.role && one.content === other?.content;
+
 const isFinished = () => !shown || shown.progress.closed || shown.progress.done >= shown.progress.wanted;
 const isChoice = () => shown?.phase === "choose" && !shown.progress.closed;
 
@@ -116,7 +118,9 @@ function show(told) {
   status();
   const isOpen = told.phase === "say" && !isFinished();
   at("work").hidden = at("controls").hidden = false;
-  at("dialogue").replaceChildren(...told.turns.map(turn));
+  const kept = (before?.turns ?? []).findIndex((one, i) => !isSame(one, told.turns[i]));
+  while (kept >= 0 && at("dialogue").children.length > kept) at("dialogue").lastElementChild.remove();
+  at("dialogue").append(...told.turns.slice(at("dialogue").children.length).map(turn)); // a screen reader reads what is new
   at("note").textContent = NOTES[told.note] ?? "";
   at("waiting").hidden = told.phase !== "answering";
   for (const id of ["pair", "choices", "submit"]) at(id).hidden = !isChoice();

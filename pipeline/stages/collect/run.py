@@ -70,6 +70,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     alpha = krippendorff_alpha(verdict_NA)
     if alpha is not None:
         metrics["krippendorff_alpha"] = alpha
+    for model, (won, of) in Dialogues().take(events).preferred().items():
+        metrics[f"preferred/{model}"] = won / of
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
     note_head(store, ledger.batch, state.number, state.head)
     ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head})
