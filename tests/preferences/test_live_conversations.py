@@ -282,6 +282,31 @@ def test_what_waits_is_answered_by_the_next_server_and_once(ledger: Ledger) -> N
     assert servers[1].shown()["phase"] == "choose"
 
 
+def test_a_ledger_that_is_out_of_reach_for_a_moment_stops_no_answers(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.preferences.live.answering.PAUSE_S", 0.01)
+    talk = Talk(ledger)
+    talk.conversations.open("ada")
+    talk.conversations.say("ada", "one")
+    broken = Ledger(ledger.url, "batch")
+    reads = iter([OSError("disk"), OSError("disk")])
+
+    def events(*args: Any, **more: Any) -> Any:
+        if (error := next(reads, None)) is not None:
+            raise error
+        return ledger.events(*args, **more)
+
+    monkeypatch.setattr(broken, "events", events)
+    running = Answering(Conversations(broken, talk.conversations.rules), NAMED)
+    running.start()
+    while talk.shown()["phase"] == "answering":
+        running.wake()
+    running.stop()
+    assert talk.shown()["phase"] == "choose" and caplog.text.count("asked for again") == 2
+    broken.close()
+
+
 def test_answers_to_what_was_left_are_dropped(ledger: Ledger) -> None:
     talk = Talk(ledger)
     talk.conversations.open("ada")

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
-from pipeline.errors import PipelineError
 from pipeline.preferences.events import GoesOn
 from pipeline.preferences.live.conversations import Asked, Conversations
 from pipeline.preferences.model_names import names_model
@@ -78,8 +77,8 @@ class Answering:
             try:
                 while not self._stopped and (asked := self.conversations.asked()):
                     answer_all(self.conversations, self.responder, asked)
-            except PipelineError as error:  # the ledger: what waits goes on waiting
-                LOG.error("answers could not be recorded: %s", error)
+            except Exception:  # of the ledger: what waits goes on waiting, and the thread has to live
+                LOG.exception("answers could not be recorded; they are asked for again")
                 threading.Event().wait(PAUSE_S)
                 self._wanted.set()
 
