@@ -1,4 +1,4 @@
-"""The checkpoints that answer in live dialogues, each loaded once, sampled by the project's own sampler.
+"""The checkpoints that answer in live dialogues, each loaded once, sampled by the project's own decoding.
 
 The app runs this, not the stage: people talk before the stage has its labels.
 """
@@ -13,14 +13,15 @@ import torch
 from pipeline.errors import PipelineError, Problem
 from pipeline.kind.compute import ComputeSettings
 from pipeline.models.forward import context_limit
+from pipeline.models.generate.decode import GenerationSettings, decode
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.fitting import fit_embedding
 from pipeline.models.load.pretrained import Precision, load_causal_lm, load_tokenizer
+from pipeline.models.tokenizer.contract import end_ids
 from pipeline.records.shapes.turns import Turn
 from pipeline.stage import ResolvedInput
 from pipeline.stages.collect.config import Live
 from pipeline.training.data.encoding import encode_prompts
-from pipeline.training.sampler import Sampler
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,19 +68,22 @@ class CheckpointResponder:
 
         Of a short context, the last quarter is kept for the answer.
         """
-        loaded, limit = self._loaded[model], context_limit(self._loaded[model].model)
-        encoded = encode_prompts(loaded.tokenizer, [{"prompt": list(turns)} for turns in dialogues])
+        loaded, tokenizer = self._loaded[model]
+        limit = context_limit(loaded)
+        encoded = encode_prompts(tokenizer, [{"prompt": list(turns)} for turns in dialogues])
         if encoded.faults:
             raise PipelineError(Problem(f"the dialogue {encoded.faults[0].reason}"))
         prompts = [row["prompt_ids"] for row in encoded.rows]
         room = self.live.max_new_tokens if limit is None else min(self.live.max_new_tokens, limit // 4)
         fitting = [i for i, ids in enumerate(prompts) if limit is None or len(ids) + room <= limit]
         sampling = Sampling(temperature=self.live.temperature, top_p=self.live.top_p)
-        sampler = Sampler(*loaded, self.live.max_new_tokens, sampling, seed)
-        responses = sampler.sample([prompts[i] for i in fitting], [row_ids[i] for i in fitting], say=self._say)
+        ends, pad = end_ids(tokenizer, loaded), tokenizer.pad_token_id
+        settings = GenerationSettings(self.live.max_new_tokens, ends, pad, sampling=sampling, seed=seed)
+        rows = [row_ids[i] for i in fitting]
+        sampled = decode(loaded, [prompts[i] for i in fitting], settings, row_ids=rows, say=self._say)
         texts: list[str | None] = [None] * len(prompts)
-        for i, response in zip(fitting, responses, strict=True):
-            texts[i] = response.text
+        for i, ids in zip(fitting, sampled, strict=True):
+            texts[i] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
         return texts
 
     def _load(self, source: ResolvedInput, trust_remote_code: bool) -> _Loaded:
