@@ -81,7 +81,6 @@ MOST_SPELLED_OUT = 2
 
 _LEDGER = "the ledger needs sqlalchemy, of the extra `collect`"
 ALLOWED_LATE_IMPORTS: dict[str, str] = {
-    "pipeline.stages.collect.config": f"{_LEDGER}, and the plan imports this module",
     "pipeline.stages.collect.run": f"{_LEDGER}, and the stage says how to install it",
 }
 """Modules of stages that import inside a function: why."""

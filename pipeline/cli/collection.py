@@ -9,7 +9,7 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,23 +20,26 @@ from pipeline.cli.display import labels as display
 from pipeline.cli.display.annotators import statistics
 from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_line
-from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
+from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
+from pipeline.kind.compute import ComputeSettings
 from pipeline.machine.disk import writing
-from pipeline.plan import Plan
+from pipeline.plan import Plan, PlannedStage
 from pipeline.preferences.anchors import Anchor, note_head, noted_heads
 from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.dimensions import Dimension
-from pipeline.preferences.events import Access, Role
+from pipeline.preferences.events import Access, LedgerEvent, Role
 from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.live.dialogues import Dialogues
 from pipeline.preferences.pair_choice import PairChoice
 from pipeline.preferences.probes import ProbePlan, gold_items
 from pipeline.preferences.stored_items import stored_items
 from pipeline.records.loading import load
-from pipeline.stage import Data
-from pipeline.stages.collect.config import Config, ledger_url
+from pipeline.records.shapes.turns import Turn
+from pipeline.stage import Data, ResolvedInput, Rows
+from pipeline.stages.collect.config import Config, Live, ledger_url
 
 
 class PeopleChanges(NamedTuple):
@@ -47,6 +50,25 @@ class PeopleChanges(NamedTuple):
     resume: Sequence[str]
     revoke: Sequence[str]
     role: Role = "annotator"
+
+
+@dataclass(frozen=True)
+class LiveModels:
+    """The models that people talk with.
+
+    Attributes:
+        models: the checkpoints.
+        settings: how people talk with them.
+        openings: conversations to begin with.
+        compute: device, precision and threads.
+        trust_remote_code: whether a model repository may run its own Python.
+    """
+
+    models: Sequence[ResolvedInput]
+    settings: Live
+    openings: Sequence[Sequence[Turn]]
+    compute: ComputeSettings
+    trust_remote_code: bool
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,7 @@ class Collection:
         store: folder of the store, where the heads of the ledger are noted.
         aggregate: how the stage makes one decision of several labels.
         dimensions: what annotators may judge besides.
+        live: the models that people talk with; None where they compare pairs of the data.
     """
 
     name: str
@@ -70,6 +93,11 @@ class Collection:
     store: Path
     aggregate: str
     dimensions: Sequence[Dimension] = ()
+    live: LiveModels | None = None
+
+    def batch_of(self, events: Sequence[LedgerEvent]) -> Batch:
+        """Return the batch as it was after these events: the pairs of live dialogues come as people talk."""
+        return replace(self.batch, items=Dialogues().take(events).items()) if self.live else self.batch
 
     def note_head(self) -> None:
         """Note the ledger's head in the store.
@@ -98,6 +126,13 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
         raise PipelineError(Problem(f"{options.recipe}: {named}", expected))
     config = planned[stage].spec.config
     assert isinstance(config, Config)
+    store, guidelines = artifact_store.root, config.guidelines
+    label_ledger = Ledger(ledger or ledger_url(config, store), config.batch or stage)
+    if config.models:
+        live = _live_models(plan, planned[stage], config, options.recipe)
+        batch = Batch((), total=config.talk.labels)
+        opened = Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, live=live)
+        return replace(opened, batch=opened.batch_of(label_ledger.events()))
     items = _pairs(plan, artifact_store, options.recipe, stage, "data")
     probes = ProbePlan(repeats=config.repeats)
     if config.gold is not None:
@@ -109,8 +144,6 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
                 f"{counted(left_out, 'pair')} of `{config.gold}` {are} in the batch too, and no gold", stream=sys.stderr
             )
     batch = Batch(items, config.labels_per_item, config.overlap, probes)
-    label_ledger = Ledger(ledger or ledger_url(config, artifact_store.root), config.batch or stage)
-    store, guidelines = artifact_store.root, config.guidelines
     return Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, config.dimensions)
 
 
@@ -121,18 +154,12 @@ def _pairs(plan: Plan, store: Store, recipe: Path, stage: str, name: str) -> Seq
         PipelineError: they come from an artifact that is not in the store yet.
     """
     planned = next(one for one in plan.stages if one.spec.name == stage)
-    item = planned.data[name]
-    artifact = item.input.artifact if item.input is not None else None
-    if item.input is not None and artifact is None:
-        statement = f"the answers come from `{item.input.name}`, which has not run"
-        raise PipelineError(Problem(statement, "", f"trueup run {recipe} --until {item.input.name}"))
-    source = plan.recipe.data[item.source_name]
+    source = plan.recipe.data[planned.data[name].source_name]
     seed, config = planned.spec.seed, planned.spec.config
     assert isinstance(config, Config)
-    shapes = type(config).markers(Data)[name].shape
 
     def read() -> Sequence[Item]:
-        rows = load(source, shapes, seed=seed, name=item.source_name, artifact=artifact)
+        rows = _rows(plan, planned, name, recipe)
         pairs = pairs_to_label(rows, config, seed)[0] if name == "data" else [*rows.train, *rows.held_out]
         return items_of(pairs)[0]
 
@@ -141,6 +168,47 @@ def _pairs(plan: Plan, store: Store, recipe: Path, stage: str, name: str) -> Seq
     choice = [getattr(config, field) for field in PairChoice.model_fields]
     content = [name, planned.payload["data"], source.on_bad_row, seed, choice]
     return stored_items(store.root / ".cache" / "items", content, read)
+
+
+def _rows(plan: Plan, planned: PlannedStage, field: str, recipe: Path) -> Rows:
+    """Return the rows of a data field of a stage, which has not run.
+
+    Raises:
+        PipelineError: they are of a stage that has not run.
+    """
+    item = planned.data[field]
+    artifact = item.input.artifact if item.input is not None else None
+    if item.input is not None and artifact is None:
+        statement = f"the {'answers' if field == 'data' else field} come from `{item.input.name}`, which has not run"
+        raise PipelineError(Problem(statement, "", f"trueup run {recipe} --until {item.input.name}"))
+    source, shapes = plan.recipe.data[item.source_name], Config.markers(Data)[field].shape
+    return load(source, shapes, seed=planned.spec.seed, name=item.source_name, artifact=artifact)
+
+
+def _live_models(plan: Plan, planned: PlannedStage, config: Config, recipe: Path) -> LiveModels:
+    """Return the models that people talk with in a stage, which has not run.
+
+    Raises:
+        PipelineError: a model or the openings are of a stage that has not run.
+    """
+    inputs = planned.inputs["models"]
+    missing = [one.name for one in inputs if one.artifact is None and not one.external]
+    if missing:
+        remedy = f"trueup run {recipe} --until {planned.spec.name}"
+        have = agreeing(len(missing), "has", "have")
+        raise PipelineError(Problem(f"people talk with {listed(missing)}, which {have} not run", "", remedy))
+    models = [
+        ResolvedInput(
+            ref=one.ref, name=one.name, kind=one.kind, fingerprint=one.fingerprint, path=str(one.artifact or one.ref)
+        )
+        for one in inputs
+    ]
+    openings: list[Sequence[Turn]] = []
+    if config.openings is not None:
+        rows = _rows(plan, planned, "openings", recipe)
+        openings = [row["prompt"] for row in (*rows.train, *rows.held_out)]
+    compute, trusted = planned.spec.compute.settings, plan.recipe.trust_remote_code
+    return LiveModels(models, config.talk, openings, compute, trusted)
 
 
 def show_labels(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
@@ -179,13 +247,14 @@ def gc_paused() -> Iterator[None]:
 
 
 def _show_state(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
-    state = State().take(collection.ledger.events(until=until))
+    events = collection.ledger.events(until=until)
+    batch, state = collection.batch_of(events), State().take(events)
     if what == "status":
-        display.status(collection.batch, state, as_json=as_json)
+        display.status(batch, state, as_json=as_json)
     elif what == "stats":
-        statistics(collection.batch, state, as_json=as_json)
+        statistics(batch, state, as_json=as_json)
     else:
-        display.agreed(collection.batch, state, as_json=as_json)
+        display.agreed(batch, state, as_json=as_json)
 
 
 def _heads_of_artifacts(collection: Collection) -> list[Anchor]:
@@ -230,6 +299,17 @@ def close(collection: Collection, *, reopen: bool) -> None:
         print_line(f"closed with {counted(progress['done'], 'label')}; `trueup run` goes on with them")
 
 
+def check_has_lead(collection: Collection) -> None:
+    """Check that the batch has a page for a lead.
+
+    Raises:
+        PipelineError: it has live dialogues.
+    """
+    if collection.live:
+        remedy = "`trueup labels status` and `trueup labels stats` show how it goes"
+        raise PipelineError(Problem("live dialogues have no page for a lead", "annotators", remedy))
+
+
 def change_people(collection: Collection, changes: PeopleChanges, address: str) -> None:
     """Add people and print their links, pause them, let them go on, or revoke their links; then list all.
 
@@ -243,6 +323,8 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
     Raises:
         PipelineError: nobody has a name that is to be changed.
     """
+    if changes.add and changes.role == "lead":
+        check_has_lead(collection)
     queue = LabelQueue(collection.batch, collection.ledger)
     accesses: dict[Access, Sequence[str]] = {
         "paused": changes.pause, "active": changes.resume, "revoked": changes.revoke

@@ -82,7 +82,7 @@ def export(collection: Collection, options: ExportOptions) -> None:
 
 def _rows(collection: Collection, events: list[LedgerEvent], options: ExportOptions) -> Rows:
     state = State().take(events)
-    items = collection.batch.items
+    items = collection.batch_of(events).items
     decide = decision_by(options.aggregate or collection.aggregate, items, state)
     times = {event.number: event.at for event in events}
     rows, without = FORMATS[options.row_format](Labels(items, state, times, decide, options.ties, options.pseudonyms))

@@ -8,13 +8,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from pipeline.cli.collection import Collection, link
+from pipeline.cli.collection import Collection, check_has_lead, link
 from pipeline.cli.terminal import print_line
-from pipeline.errors import PipelineError, Problem, agreeing, counted
+from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Person
+from pipeline.preferences.live.answering import Answering
+from pipeline.preferences.live.api import LiveApi
+from pipeline.preferences.live.conversations import Conversations, Rules
 from pipeline.preferences.people import NOUNS
 from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
@@ -50,13 +53,18 @@ def open_app(
         raise PipelineError(Problem(f"--new-link {unknown[0]}: nobody has this name", expected, remedy))
     roles = {name: person.role for name, person in known.items()} | roles
     invited = dict.fromkeys([*(name for name in roles if name not in known), *new_link])
+    if "lead" in roles.values():
+        check_has_lead(collection)
     if not known and not invited:
         raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
     listener = listen(host, port)
+    live = _live(collection)
     shown_host = f"[{host}]" if ":" in host else host
     address = (url or f"http://{shown_host}:{listener.getsockname()[1]}").rstrip("/")
     progress = queue.progress()
     pairs = counted(len(collection.batch.items), "pair")
+    if collection.live:
+        pairs = f"dialogues with {listed([model.ref for model in collection.live.models])}"
     print(f"{collection.name}: {progress['done']} of {counted(progress['wanted'], 'label')}, {pairs}")
     for name in invited:
         print(f"{name}: {link(address, queue.invite(name, roles[name]), roles[name])}")
@@ -71,8 +79,11 @@ def open_app(
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
     sys.stdout.flush()
     try:
-        serve(queue, collection.name, collection.guidelines, listener, Hosts.of(host, url))
+        answers = live.answers() if live else None
+        serve(queue, collection.name, collection.guidelines, listener, Hosts.of(host, url), answers)
     finally:
+        if live:
+            live.answering.stop()
         collection.note_head()
 
 
@@ -100,6 +111,24 @@ def _tell_probes(plan: ProbePlan) -> None:
         print_line(f"{counted(len(plan.gold), 'gold pair')}, {plan.gold_share:.1%} of what is shown: {enough}")
     if plan.repeats:
         print_line(f"{plan.repeats:.1%} of what is shown are pairs shown again, with the sides exchanged")
+
+
+def _live(collection: Collection) -> LiveApi | None:
+    """Load the models that people talk with and let them answer; None where people compare pairs of the data."""
+    live = collection.live
+    if live is None:
+        return None
+    from pipeline.stages.collect.responder import CheckpointResponder  # torch takes seconds, and pairs need none
+
+    responder = CheckpointResponder(
+        live.models, live.settings, live.compute, print_line, trust_remote_code=live.trust_remote_code
+    )
+    names = [f"{model.ref} {model.fingerprint[:12]}" for model in live.models]
+    rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, collection.guidelines)
+    conversations = Conversations(collection.ledger, rules)
+    answering = Answering(conversations, responder)
+    answering.start()
+    return LiveApi(conversations, answering)
 
 
 def _warn(queue: LabelQueue, stage: str) -> None:

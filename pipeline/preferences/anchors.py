@@ -38,6 +38,11 @@ def ledger_file(store: Path) -> Path:
     return store / ".labels" / "ledger.db"
 
 
+def default_url(store: Path) -> str:
+    """Return the URL of a store's own ledger, a SQLite file."""
+    return f"sqlite:///{ledger_file(store.resolve())}"
+
+
 def anchor_file(store: Path) -> Path:
     """Return the file of a store's anchors: one JSON object a line."""
     return store / ".labels" / "anchors.jsonl"

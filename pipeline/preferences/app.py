@@ -6,7 +6,6 @@ no server log contains it. The page loads nothing from other servers, and no err
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,18 @@ from pipeline.plain_data import JsonObject
 from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice
 from pipeline.preferences.dimensions import SideRating, shown_dimensions
 from pipeline.preferences.events import FlagKind
-from pipeline.preferences.gate import HEADERS, Endpoint, Gate, Given, HostGuard, Hosts, Nothing, broken, refused
+from pipeline.preferences.gate import (
+    HEADERS,
+    Answers,
+    Endpoint,
+    Gate,
+    Given,
+    HostGuard,
+    Hosts,
+    Nothing,
+    broken,
+    refused,
+)
 from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
 from pipeline.preferences.labels import AHEAD
 from pipeline.preferences.lead import LeadApi
@@ -74,14 +84,15 @@ class LabelApi:
         queue: queue that assigns pairs and records answers.
         title: title of the page, the stage's name.
         guidelines: Markdown shown on the page.
+        live: answers of a batch of live dialogues, which has no pairs to assign; None of a batch of pairs.
     """
 
-    def __init__(self, queue: LabelQueue, title: str, guidelines: str) -> None:
-        self.queue, self.title, self.guidelines = queue, title, guidelines
+    def __init__(self, queue: LabelQueue, title: str, guidelines: str, live: Answers | None = None) -> None:
+        self.queue, self.title, self.guidelines, self.live = queue, title, guidelines, live
 
     def routes(self, gate: Gate) -> list[Route]:
         """Return the routes of the API; the gate lets annotators in."""
-        answers: dict[str, tuple[type[Given], Callable[[str, Any], JsonObject]]] = {
+        answers: Answers = {
             "hello": (Nothing, self.hello),
             "next": (Nothing, lambda name, given: self._following(name, has_read=False)),
             "label": (Label, self.label),
@@ -89,6 +100,8 @@ class LabelApi:
             "flag": (Flag, partial(self.leave, "flag")),
             "undo": (Undo, self.undo),
         }
+        if self.live is not None:
+            answers = {"hello": answers["hello"], **self.live}
         return [Route(f"/api/{name}", gate.serve(*answer), methods=["POST"]) for name, answer in answers.items()]
 
     def hello(self, name: str, given: Nothing) -> JsonObject:
@@ -117,7 +130,9 @@ class LabelApi:
         return {**more, "items": items, "progress": self.queue.progress(name, has_read=True)}
 
 
-def make_app(queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts | None = None) -> Starlette:
+def make_app(
+    queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts | None = None, live: Answers | None = None
+) -> Starlette:
     """Build the web app.
 
     Args:
@@ -125,6 +140,8 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts |
         title: title of the page, the stage's name.
         guidelines: Markdown shown on the page.
         hosts: names under which the app is reached; this machine's own without them.
+        live: answers of a batch of live dialogues, whose page takes the place of that of pairs, and which has no page
+            of the lead.
     """
     gate = Gate(queue)
     checks = RateLimit(per_second=5, burst=20)
@@ -145,9 +162,9 @@ def make_app(queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts |
 
     routes = [
         Route("/healthz", healthz),
-        *(Route(file.path, page(file)) for file in page_files()),
-        *LabelApi(queue, title, guidelines).routes(gate),
-        *LeadApi(queue, title).routes(gate),
+        *(Route(file.path, page(file)) for file in page_files("index.html" if live is None else "chat.html")),
+        *LabelApi(queue, title, guidelines, live).routes(gate),
+        *(LeadApi(queue, title).routes(gate) if live is None else ()),
     ]
     guard = Middleware(HostGuard, hosts=hosts or Hosts())
     return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused, Exception: broken})

@@ -85,7 +85,7 @@ class Assignment:
 
     def progress(self) -> tuple[int, int]:
         """Return the number of labels given and needed; a flagged or dropped item needs no more than it has."""
-        return self._done, self._done if self.state.is_closed else self._full
+        return self._done, self._done if self.state.is_closed else self.batch.total or self._full
 
     def is_open(self, item: str) -> bool:
         """Return whether an item still needs labels, or a probe may be answered."""
@@ -152,7 +152,9 @@ class Assignment:
     def stuck(self) -> list[Stuck]:
         """Return the open items that the active annotators cannot complete, in the order of the batch."""
         active = set(self.state.active())
-        stuck = []
+        stuck: list[Stuck] = []
+        if self.batch.total:  # any further dialogue gives the labels that are missing
+            return stuck
         for place, item in enumerate(self.batch.ids):
             missing = self._needed[place] - self._labels[place]
             if missing <= 0 or self.state.is_closed:

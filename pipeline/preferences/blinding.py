@@ -31,6 +31,11 @@ def uniform(salt: str, *parts: str) -> float:
     return int.from_bytes(_keyed(salt, *parts)[:8], "big") / 2**64
 
 
+def drawn(salt: str, most: int, *parts: str) -> int:
+    """Return a number from 0 to below ``most``, which the secret decides."""
+    return int.from_bytes(_keyed(salt, "draw", *parts)[:8], "big") % most
+
+
 def pseudonym(salt: str, annotator: str) -> str:
     """Return the name of an annotator in an export that hides names: the same in every export of the batch."""
     return f"person-{_keyed(salt, 'name', annotator).hex()[:8]}"

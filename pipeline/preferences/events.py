@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, TypedDict
 
+from pipeline.records.shapes.turns import Turn
+
 EventKind = Literal[
     "batch",
     "guidelines",
@@ -20,13 +22,21 @@ EventKind = Literal[
     "drop",
     "close",
     "adjudicate",
+    "open",
+    "say",
+    "answers",
+    "end",
 ]
+"""The last four are of live dialogues: one begins, the person says something, both models answer, it ends."""
 
 Verdict = Literal["first", "second", "tie", "both good", "both bad"]
 """`first` and `second` are the responses in the order of the data, independent of their side on the screen."""
 
 FlagKind = Literal["harmful", "personal data", "broken"]
 """What is wrong with a pair that somebody flagged."""
+
+GoesOn = Literal["first", "second", "again"]
+"""The answer with which a live dialogue goes on, or that both models answer the same message again."""
 
 Access = Literal["active", "paused", "revoked"]
 """What an annotator may do: everything; nothing for now; nothing, and never again with the same link."""
@@ -72,7 +82,8 @@ class EventBody(TypedDict, total=False):
         strength: `label` and `adjudicate`: strength of the preference, 1 to 3.
         seconds: `label`: time the choice took; None of an imported label that does not say.
         swapped: `label`: whether the second response was on the left; None of an imported label that does not say.
-        reason: `skip`, `flag`, `drop` and `adjudicate`: the reason given.
+        reason: `skip`, `flag`, `drop` and `adjudicate`: the reason given; `answers` and `end`: why nobody compares
+            them, why it ends.
         comment: `label`: what the person wrote about the pair.
         edit: `label`: the preferred response as the person wants it, the text of its last turn.
         ratings: `label`: what the person said in each dimension, by its name.
@@ -81,6 +92,15 @@ class EventBody(TypedDict, total=False):
         request: `label`, `skip`, `flag`, `undo`: id that the browser gave the request, the same when it sends it again.
         source: `label`, `skip`, `flag`: name of the file from which it was imported.
         closed: `close`: whether the batch ends with the labels it has, or goes on.
+        dialogue: `open`, `say`, `answers`, `end`: id of a live dialogue; the annotator is named beside it.
+        turns: `open`: turns with which the dialogue begins.
+        text: `open` and `say` too: the message that the person is offered; what the person says.
+        most: `open`: number of messages after which the dialogue ends.
+        asked: `answers` and `end`: number of the event that asked for the answers, a `say` or a `label`; of an end
+            that the person asked for, 0.
+        texts: `answers`: the two answers.
+        models: `answers`: refs of the models that gave them, with the beginning of their fingerprints.
+        goes_on: `answers` that nobody compares, and `label` in a dialogue: with which answer the dialogue goes on.
     """
 
     salt: str
@@ -108,6 +128,13 @@ class EventBody(TypedDict, total=False):
     request: str
     source: str
     closed: bool
+    dialogue: str
+    turns: list[Turn]
+    most: int
+    asked: int
+    texts: list[str]
+    models: list[str]
+    goes_on: GoesOn
 
 
 NewEvent = tuple[EventKind, EventBody]

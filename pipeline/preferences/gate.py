@@ -54,6 +54,9 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
+Answers = dict[str, tuple["type[Given]", Callable[[str, Any], JsonObject]]]
+"""By the name of a request: what its body is, and what answers a person who sends it."""
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 

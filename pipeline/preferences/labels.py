@@ -262,12 +262,15 @@ class Batch:
         per_item: number of labels of an item.
         overlap: share of the items that get at least `REPEATED` labels, to measure agreement.
         probes: hidden items among them.
+        total: number of labels needed in all, of live dialogues, whose items come as people talk; 0 for the sum over
+            the items.
     """
 
     items: Sequence[Item]
     per_item: int = 1
     overlap: float = 0.0
     probes: ProbePlan = NO_PROBES
+    total: int = 0
 
     @cached_property
     def ids(self) -> Sequence[str]:

@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.machine.disk import CannotWrite, disk_problem, exit_code_of
-from pipeline.preferences.anchors import Anchor, ledger_file
+from pipeline.preferences.anchors import Anchor
 from pipeline.preferences.events import EventBody, LedgerEvent, NewEvent
 
 _READER = "trueup_reader"
@@ -53,11 +53,6 @@ _decode = json.JSONDecoder().decode
 
 Decide = Callable[[list[LedgerEvent]], NewEvent | Sequence[NewEvent] | None]
 """Returns kind and body of the next event, or of the next ones, given the events so far; None appends none."""
-
-
-def default_url(store: Path) -> str:
-    """Return the URL of the default ledger of a store, a SQLite file."""
-    return f"sqlite:///{ledger_file(store.resolve())}"
 
 
 class Ledger:

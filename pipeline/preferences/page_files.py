@@ -31,13 +31,13 @@ class PageFile(NamedTuple):
     is_versioned: bool
 
 
-def page_files() -> list[PageFile]:
-    """Return the files of the pages and the libraries they load."""
+def page_files(start: str = "index.html") -> list[PageFile]:
+    """Return the files of the pages and the libraries they load; ``start`` is the page at `/`."""
     page = files("pipeline.preferences") / "page"
     folders = (("/", page), ("/vendor/", page / "vendor"))
     return [
         PageFile(
-            "/" if file.name == "index.html" else folder + file.name.removesuffix(".html"),
+            "/" if file.name == start else folder + file.name.removesuffix(".html"),
             file.read_bytes(),
             TYPES[suffix],
             folder == "/vendor/",

@@ -13,7 +13,7 @@ import uvicorn
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.app import make_app
 from pipeline.preferences.connections import ConnectionLimits, LimitedProtocol
-from pipeline.preferences.gate import Hosts
+from pipeline.preferences.gate import Answers, Hosts
 from pipeline.preferences.label_queue import LabelQueue
 
 LIMITS = ConnectionLimits()
@@ -36,11 +36,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(
-    queue: LabelQueue, title: str, guidelines: str, hosts: Hosts, limits: ConnectionLimits = LIMITS
+    queue: LabelQueue,
+    title: str,
+    guidelines: str,
+    hosts: Hosts,
+    limits: ConnectionLimits = LIMITS,
+    live: Answers | None = None,
 ) -> uvicorn.Server:
     """Return the server of the app, which runs until its `should_exit` is set."""
     config = uvicorn.Config(
-        make_app(queue, title, guidelines, hosts),
+        make_app(queue, title, guidelines, hosts, live),
         http=cast(type[asyncio.Protocol], partial(LimitedProtocol, limits)),
         ws="none",
         log_level="warning",
@@ -51,6 +56,13 @@ def make_server(
     return uvicorn.Server(config)
 
 
-def serve(queue: LabelQueue, title: str, guidelines: str, listener: socket.socket, hosts: Hosts) -> None:
+def serve(
+    queue: LabelQueue,
+    title: str,
+    guidelines: str,
+    listener: socket.socket,
+    hosts: Hosts,
+    live: Answers | None = None,
+) -> None:
     """Serve the app until SIGINT or SIGTERM; requests in progress are completed first."""
-    make_server(queue, title, guidelines, hosts).run(sockets=[listener])
+    make_server(queue, title, guidelines, hosts, live=live).run(sockets=[listener])

@@ -48,6 +48,7 @@ OTHER_VALUES: dict[str, Any] = {
     "rounds": ["m", "n"],
     "baseline": "n",
     "limit": 5,
+    "live": {"labels": 5},
     "title": "Other",
     "guidelines": "Other",
     "dimensions": [{"name": "helpful", "rated": 5}],

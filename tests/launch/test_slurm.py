@@ -14,10 +14,11 @@ from waiting import until
 
 from pipeline.artifacts import Store
 from pipeline.plan import make_plan
+from pipeline.preferences.anchors import default_url
 from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch
-from pipeline.preferences.ledger import Ledger, default_url
+from pipeline.preferences.ledger import Ledger
 from pipeline.recipe import inspect, load
 from pipeline.records.loading import load as rows_of
 

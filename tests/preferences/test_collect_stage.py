@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.preferences.anchors import default_url
 from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch
-from pipeline.preferences.ledger import Ledger, default_url
+from pipeline.preferences.ledger import Ledger
 from pipeline.recipe import load as load_recipe
 from pipeline.records.loading import load
 

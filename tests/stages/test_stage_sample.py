@@ -12,7 +12,8 @@ import torch
 from single_rows import encode_prompt
 from stopping import StopAfter
 
-from pipeline.stages.sample.run import _MODEL_NAMES, Candidate, _collapsed
+from pipeline.preferences.model_names import names_model
+from pipeline.stages.sample.run import Candidate, _collapsed
 
 CONFIG: dict[str, Any] = {"temperatures": [0.7, 1.3], "n": 2, "max_new_tokens": 12}
 
@@ -187,7 +188,7 @@ def test_equal_answers_are_one_and_name_where_else_they_came_from() -> None:
     ],
 )
 def test_what_gives_the_model_away_is_seen(text: str, names: bool) -> None:
-    assert bool(_MODEL_NAMES.search(text)) is names
+    assert names_model(text) is names
 
 
 def test_nothing_to_compare_is_refused(sample: Callable[..., Any]) -> None:

@@ -11,8 +11,14 @@
 labels are complete. Which answer the data calls the chosen one is neither used nor shown. Candidates of a `sample`
 stage (`file: candidates.jsonl`) are paired here.
 
+With `models` in place of `data`, people talk with two of these checkpoints at a time, choose an answer at each turn,
+and the dialogue goes on with it:
+
+      labels: {kind: labels, models: [sft, dpo], live: {labels: 200, turns: 4}}
+
 References: Stiennon et al. 2020, arXiv:2009.01325, section 3.3 (comparisons by people); Touvron et al. 2023,
-arXiv:2307.09288, section 3.2 (the strength of a preference as a margin).
+arXiv:2307.09288, section 3.2 (the strength of a preference as a margin); Bai et al. 2022, arXiv:2204.05862, section 2
+(live dialogues with two models).
 """
 
 from __future__ import annotations
@@ -24,10 +30,33 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.errors import Problem
-from pipeline.kind.traits import Packages, Traits
+from pipeline.kind.traits import Packages, Reading, Traits
+from pipeline.preferences.anchors import default_url
 from pipeline.preferences.dimensions import Dimensions
 from pipeline.preferences.pair_choice import PairChoice
-from pipeline.stage import Data, PerRound, Runtime, register_kind
+from pipeline.stage import Data, Input, PerRound, Runtime, StageConfig, register_kind
+
+
+class Live(StageConfig):
+    """`live:` of a collection: how people talk with the models.
+
+    Attributes:
+        labels: choices after which the batch is finished.
+        turns: messages of a dialogue.
+        temperature: sampling temperature.
+        top_p: keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+        max_new_tokens: longest answer.
+    """
+
+    labels: int = Field(default=100, ge=1)
+    turns: int = Field(default=8, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+
+
+_OF_PAIRS = ("labels_per_item", "overlap", "gold", "repeats", "dimensions", "aggregate")
+"""Fields that concern pairs of the data."""
 
 
 class Config(PairChoice):
@@ -35,6 +64,10 @@ class Config(PairChoice):
 
     Attributes:
         data: pairs of answers to compare, or candidates to pair (`PairChoice` says how).
+        models: in place of `data`, checkpoints that people talk with, two at a time.
+        live: how they talk; for `models`.
+        openings: conversations to begin a dialogue with, in turn; for `models`. The last message is offered to the
+            person, the turns before it are part of the dialogue.
         labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
         gold: pairs whose better answer is known, hidden among the others to see how people label; they make no rows.
@@ -48,7 +81,10 @@ class Config(PairChoice):
             store.
     """
 
-    data: Annotated[str, Data(("preference", "candidates"))]
+    data: Annotated[str | None, Data(("preference", "candidates"))] = None
+    models: Annotated[list[str], Input(external=True)] = Field(default=[])
+    live: Live | None = None
+    openings: Annotated[str | None, Data("prompt")] = None
     labels_per_item: int = Field(default=1, ge=1)
     overlap: float = Field(default=0.0, ge=0, le=1)
     gold: Annotated[str | None, Data("preference")] = None
@@ -61,18 +97,35 @@ class Config(PairChoice):
     ledger: Annotated[str | None, Runtime()] = None
 
     def check(self) -> list[Problem]:
-        """Return the problems of the choice of pairs, and one if a share of gold items is given without any."""
+        """Return a problem if it is not either pairs or models, and for each field that the other one has."""
+        if bool(self.data) == bool(self.models):
+            statement = "data and models are both set" if self.data else "neither data nor models is set"
+            expected = "`data`, pairs of answers to compare, or `models`, at least two checkpoints to talk with"
+            return [Problem(statement, expected)]
         problems = super().check()
         if self.gold is None and "gold_share" in self.model_fields_set:
             statement = f"gold_share is {self.gold_share:g}, without `gold`"
             problems.append(Problem(statement, "pairs whose better answer is known", "add `gold:`"))
+        if self.data:
+            fields = [name for name in ("live", "openings") if getattr(self, name) is not None]
+            return problems + [Problem(f"{name} has no effect with data", "`models` to talk with") for name in fields]
+        if len(self.models) < 2 or len(set(self.models)) < len(self.models):
+            statement = "models names one twice" if len(self.models) > 1 else "models names one"
+            problems.append(Problem(statement, "two different checkpoints or more"))
+        for name in (*_OF_PAIRS, *PairChoice.model_fields):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                remedy = "leave it out: nobody else sees a person's dialogue"
+                problems.append(Problem(f"{name} has no effect with models", remedy=remedy))
         return problems
+
+    @property
+    def talk(self) -> Live:
+        """How people talk with the models."""
+        return self.live or Live()
 
 
 def ledger_url(config: Config, store: Path) -> str:
     """Return the SQLAlchemy URL of the ledger."""
-    from pipeline.preferences.ledger import default_url  # imports sqlalchemy, and the plan imports this module
-
     return os.environ.get("TRUEUP_LEDGER") or config.ledger or default_url(store)
 
 
@@ -84,5 +137,8 @@ for _kind in ("labels", "collect"):  # the second is the older word
         run="pipeline.stages.collect.run:run",
         makes="preferences",
         doc=__doc__,
-        traits=Traits(packages=Packages(("sqlalchemy", "krippendorff"), "pip install 'trueup[collect]'")),
+        traits=Traits(
+            reads={"openings": Reading(long_prompts="answered")},
+            packages=Packages(("sqlalchemy", "krippendorff"), "pip install 'trueup[collect]'"),
+        ),
     )

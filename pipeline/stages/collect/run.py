@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
@@ -11,8 +12,10 @@ from pipeline.preferences.agreement import edited_pairs, exported, label_table
 from pipeline.preferences.anchors import note_head
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.candidates import pairs_to_label
+from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.live.dialogues import Dialogues
 from pipeline.preferences.rating_rows import rating_rows
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.collect.aggregation import decision_by
@@ -25,11 +28,10 @@ RATINGS = "ratings.jsonl"
 """File of the artifact with what people said in each dimension, where the stage has dimensions."""
 
 
-def run(ctx: StageContext, config: Config) -> StageResult:
-    """Write the preferred pairs; while labels are missing, raise with their number."""
-    need("sqlalchemy", "krippendorff")
-    from pipeline.preferences.ledger import Ledger  # sqlalchemy is of the optional extra `collect`
-
+def _batch(ctx: StageContext, config: Config, events: Sequence[LedgerEvent]) -> Batch:
+    """Return the pairs of the data, or those that the models made in the dialogues so far."""
+    if config.models:
+        return Batch(Dialogues().take(events).items(), total=config.talk.labels)
     rows = ctx.load_rows("data")
     pairs, alone = pairs_to_label(rows, config, ctx.seed)
     if alone:
@@ -40,10 +42,20 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         ctx.note(f"{counted(left_out, 'pair')} {were} left out: {they} another, or both answers are the same")
     if not items:
         raise PipelineError(Problem("no prompt has two different answers", remedy="bring more answers"))
-    batch = Batch(items, config.labels_per_item, config.overlap)
+    return Batch(items, config.labels_per_item, config.overlap)
+
+
+def run(ctx: StageContext, config: Config) -> StageResult:
+    """Write the preferred pairs; while labels are missing, raise with their number."""
+    need("sqlalchemy", "krippendorff")
+    from pipeline.preferences.ledger import Ledger  # sqlalchemy is of the optional extra `collect`
+
     store = ctx.work.parents[2]
     ledger = Ledger(ledger_url(config, store), config.batch or ctx.name)
-    state = State().take(ledger.events())
+    events = ledger.events()
+    state = State().take(events)
+    batch = _batch(ctx, config, events)
+    items = batch.items
     done, full = Assignment(batch, state).progress()
     if done < full:
         remedy = (
@@ -75,6 +87,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     alpha = krippendorff_alpha(verdict_NA)
     if alpha is not None:
         metrics["krippendorff_alpha"] = alpha
+    for model, (won, of) in Dialogues().take(events).preferred().items():
+        metrics[f"preferred/{model}"] = won / of
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
     note_head(store, ledger.batch, state.number, state.head)
     ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head})

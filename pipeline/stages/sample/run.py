@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.plain_data import JsonObject, ShapedRow
 from pipeline.preferences.candidates import SCORES, chosen_pairs, pair_row, ranked_row
+from pipeline.preferences.model_names import names_model
 from pipeline.preferences.pair_choice import ChosenPair, PairRule
 from pipeline.rl.rewards.texts import Answered, scores_by_model, unreadable
 from pipeline.stage import StageContext, StageResult
@@ -28,15 +28,6 @@ from pipeline.training.sampler import FinishReason, Request, Response, Sampler, 
 
 CANDIDATES, PAIRS, GROUPS = "candidates.jsonl", "pairs.jsonl", "groups.jsonl"
 """Files of the artifact."""
-
-_MODEL_NAMES = re.compile(
-    r"\b(chat\s?gpt|gpt-?[2-9]\w*|open\s?ai|anthropic|deepmind|mixtral|qwen\w*|deepseek|vicuna|smollm\w*|olmo|chatglm|"
-    r"baichuan|hugging\s?face|llama[- ]?[1-9][\w.]*|as an? ai (language )?(model|assistant)|large language model)\b"
-    r"|\b(i am|i'm|my name is|(made|trained|developed|created|built) by)\b[^.!?\n]{0,40}\b(claude|gemini|bard|llama|"
-    r"mistral|falcon|alpaca|koala|dolly|grok|zephyr|palm|copilot|bing|ernie|google|meta|microsoft|xai|cohere)\b",
-    re.IGNORECASE,
-)
-"""What gives the model away; names that are also words only where the text speaks of itself."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +209,7 @@ def _candidates(one: Pass, answers: Sequence[Response], sums: Sequence[float | N
             seed=one.request.seed,
             tokens=len(answer.ids),
             finish_reason=answer.finish_reason,
-            names_model=bool(_MODEL_NAMES.search(answer.text)),
+            names_model=names_model(answer.text),
             log_probability=log_probability,
         )
         for answer, log_probability in zip(answers, sums, strict=True)

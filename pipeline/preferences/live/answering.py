@@ -1,0 +1,141 @@
+"""Lets models answer the messages of live dialogues, in a thread of its own, all that wait at once.
+
+Both answers to a message are recorded in one event, so that neither can be seen before the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Protocol
+
+from pipeline.preferences.events import GoesOn
+from pipeline.preferences.live.conversations import Asked, Conversations
+from pipeline.preferences.model_names import names_model
+from pipeline.records.shapes.turns import Turn
+
+LOG = logging.getLogger("trueup.collect")
+
+TRIES = 4
+"""Times a model answers until its answer is neither empty nor names a model."""
+
+PAUSE_S = 2.0
+"""Pause after the ledger could not be read or written."""
+
+
+class Responder(Protocol):
+    """Models that answer."""
+
+    def answer(
+        self, model: int, dialogues: Sequence[Sequence[Turn]], row_ids: Sequence[int], seed: int
+    ) -> Sequence[str | None]:
+        """Return an answer to each dialogue; None where the context is full.
+
+        Args:
+            model: place of the model.
+            dialogues: dialogues whose last turn is a person's.
+            row_ids: identity of each dialogue, for its random numbers.
+            seed: seed of the random numbers.
+        """
+        ...
+
+
+class Answering:
+    """The thread in which models answer.
+
+    Args:
+        conversations: dialogues that wait for answers.
+        responder: the models.
+    """
+
+    def __init__(self, conversations: Conversations, responder: Responder) -> None:
+        self.conversations, self.responder = conversations, responder
+        self._wanted, self._stopped = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; it answers what was left unanswered first."""
+        self._wanted.set()
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Have the thread look for messages."""
+        self._wanted.set()
+
+    def stop(self) -> None:
+        """End the thread after the answers that it is at."""
+        self._stopped = True
+        self._wanted.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._wanted.wait()
+            self._wanted.clear()
+            try:
+                while not self._stopped and (asked := self.conversations.asked()):
+                    answer_all(self.conversations, self.responder, asked)
+            except Exception:  # of the ledger: what waits goes on waiting, and the thread has to live
+                LOG.exception("answers could not be recorded; they are asked for again")
+                threading.Event().wait(PAUSE_S)
+                self._wanted.set()
+
+
+def answer_all(conversations: Conversations, responder: Responder, asked: Sequence[Asked]) -> None:
+    """Let the models answer messages, and record the answers.
+
+    An answer that is empty or names a model is sampled again, up to `TRIES` times in all. If it stays so, the two
+    answers are not compared and the dialogue goes on with the other one.
+    """
+    texts: dict[tuple[int, int], str] = {}  # by message and model; the last try
+    full: set[int] = set()
+    missing = [(i, model) for i, one in enumerate(asked) for model in one.models]
+    try:
+        for attempt in range(TRIES):
+            by_model: dict[int, list[int]] = defaultdict(list)
+            for i, model in missing:
+                if i not in full:
+                    by_model[model].append(i)
+            for model, places in sorted(by_model.items()):
+                rows = [(int(asked[i].item, 16) + attempt) % 2**63 for i in places]
+                seed = conversations.seed(model)
+                answers = responder.answer(model, [asked[i].turns for i in places], rows, seed)
+                for i, answer in zip(places, answers, strict=True):
+                    if answer is None:
+                        full.add(i)
+                    else:
+                        texts[i, model] = answer
+            missing = [(i, model) for i, model in missing if not _is_fit(texts.get((i, model), ""))]
+    except Exception:  # whatever a model raises: only the person whose message it was is told
+        LOG.exception("a model could not answer")
+        if len(asked) == 1:
+            conversations.end(asked[0], "failed")
+            return
+        for one in asked:
+            answer_all(conversations, responder, [one])
+        return
+    for i, one in enumerate(asked):
+        if i in full:
+            conversations.end(one, "context")
+        else:
+            _record(conversations, one, (texts[i, one.models[0]], texts[i, one.models[1]]))
+
+
+def _record(conversations: Conversations, asked: Asked, texts: tuple[str, str]) -> None:
+    first, second = texts
+    goes_on: GoesOn = "first" if _is_fit(first) or (first and not _is_fit(second)) else "second"
+    if not first and not second:
+        conversations.end(asked, "silent")
+    elif not _is_fit(first) or not _is_fit(second):
+        conversations.answer(asked, texts, "unfit", goes_on)
+    elif first.split() == second.split():
+        conversations.answer(asked, texts, "equal", "first")
+    else:
+        conversations.answer(asked, texts)
+
+
+def _is_fit(text: str) -> bool:
+    """Return whether an answer says something and does not say which model it is from."""
+    return bool(text.strip()) and not names_model(text)

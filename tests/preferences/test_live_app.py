@@ -1,0 +1,201 @@
+"""People talk with two real checkpoints through the app, which is killed meanwhile; their choices become rows."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ExitCode
+from pipeline.preferences.anchors import default_url
+from pipeline.preferences.ledger import Ledger
+from pipeline.recipe import DataSource
+from pipeline.records.loading import load
+
+RECIPE = """
+name: talk
+seed: 7
+data:
+  openings: {{path: openings.jsonl}}
+  preferred: {{artifact: labels, file: preferences.jsonl}}
+stages:
+  labels:
+    kind: labels
+    models: [{sft}, {dpo}]
+    live: {{labels: 3, turns: 3, max_new_tokens: 6, temperature: 1.2}}
+    openings: openings
+    guidelines: Prefer what is polite.
+  tuned: {{kind: dpo, data: preferred, model: {sft}, train: {{max_steps: 1, batch_size: 1}}}}
+compute: {{threads: 1}}
+"""
+RAW: list[tuple[bytes, int, str]] = [
+    (b"{", 422, "not JSON"),
+    (b"{}", 422, "text: field required"),
+    (b'{"text": ["x"]}', 422, "text: input should be a valid string"),
+    (b'{"text": "x", "annotator": "grace"}', 422, "annotator: extra inputs"),
+    (b'{"text": "' + b"x" * 8001 + b'"}', 422, "text: string should have at most 8000"),
+    (b'{"text": "' + b"x" * 70_000 + b'"}', 413, "larger than 64 KiB"),
+]
+SALT = "6b7f0f2fd2c64b0b8f4c5d3a91e0c7aa"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, chain: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("TRUEUP_LEDGER", raising=False)
+    file = tmp_path / "talk.yaml"
+    file.write_text(RECIPE.format(sft=chain["sft"].path, dpo=chain["dpo"].path))
+    (tmp_path / "openings.jsonl").write_text(json.dumps({"prompt": "what colour is grass ?"}) + "\n")
+    ledger = Ledger(default_url(tmp_path / "store"), "labels")
+    ledger.append(lambda known: ("batch", {"salt": SALT}))
+    ledger.close()
+    return file
+
+
+@pytest.fixture
+def talk(recipe: Path, serve: Callable[..., Any]) -> Callable[..., Any]:
+    """Start the app of the dialogues."""
+
+    def start(*more: str) -> Any:
+        return serve(["collect", str(recipe), "labels", "--store", "store", "--port", "0", *more], recipe.parent)
+
+    return start
+
+
+def _answered(app: Any, who: str = "ada") -> Any:
+    """Return the dialogue once both models have answered."""
+    shown = app.ask("dialogue", who)
+    while shown["phase"] == "answering":
+        time.sleep(0.05)
+        shown = app.ask("dialogue", who)
+    return shown
+
+
+def _compared(app: Any, text: str, who: str = "ada") -> Any:
+    """Say something until two answers wait for a choice; a dialogue that is over is followed by another."""
+    shown = app.ask("dialogue", who)
+    while shown["phase"] != "choose":
+        if shown["phase"] in ("none", "over"):
+            app.ask("open", who)
+        app.ask("say", who, text=text)
+        shown = _answered(app, who)
+    return shown
+
+
+def test_people_talk_and_what_they_choose_is_trained_on(recipe: Path, talk: Callable[..., Any], call: Any) -> None:
+    waiting = call("run", recipe, "--store", "store", cwd=recipe.parent)
+    assert waiting.returncode == ExitCode.WAITING and "waiting for people: 0 of 3 labels" in waiting.stderr
+    app = talk("--annotators", "ada,grace")
+    app.ask("say", "ada", 409, text="hello")  # no dialogue yet
+    assert app.ask("open", "ada")["offered"] == "what colour is grass ?"
+    chosen = []
+    for who in ("ada", "ada", "grace"):
+        shown = _compared(app, "what colour is grass ?", who)
+        assert shown["left"] != shown["right"] and set(shown) == {
+            "phase", "turns", "item", "left", "right", "offered", "note", "over", "left_messages", "progress"
+        }  # fmt: skip
+        told = app.ask("choose", who, item=shown["item"], choice="left", strength=2)
+        assert told["turns"][-1] == {"role": "assistant", "content": shown["left"]}
+        chosen.append(shown["left"])
+    assert "no more labels are needed" in app.ask("say", "ada", 409, text="more")["error"]
+    for body, status, told in RAW:
+        code, text = app.post("say", app.tokens["ada"], body)
+        assert (code, told in text) == (status, True), text
+    assert app.post("say", "wrong", b'{"text": "' + b"x" * 70_000 + b'"}')[0] == 401
+    assert app.post("label", app.tokens["ada"], b"{}")[0] == 404  # there are no pairs to label
+    app.process.send_signal(signal.SIGINT)
+    assert app.process.wait(timeout=800) in (0, 130, -2)
+    line = (recipe, "labels", "--store", "store")
+    status = call("labels", "status", *line, cwd=recipe.parent).stdout
+    assert status.startswith("3 of 3 labels of 3 pairs") and "ada: 2 labels" in status
+    exported = [json.loads(row) for row in call("labels", "export", *line, cwd=recipe.parent).stdout.splitlines()]
+    assert sorted(row["chosen"][0]["content"] for row in exported) == sorted(chosen)
+    assert all(row["margin"] == 2 for row in exported)
+    assert "each follows the one before it" in call("labels", "verify", *line, cwd=recipe.parent).stdout
+    assert "3 labels of 2 people" in call("labels", "stats", *line, cwd=recipe.parent).stdout
+    done = call("run", recipe, "--store", "store", cwd=recipe.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (pairs,) = (recipe.parent / "store" / "labels").glob("*/preferences.jsonl")
+    assert [json.loads(row) for row in pairs.read_text().splitlines()] == exported
+    (manifest,) = (
+        json.loads(file.read_text()) for file in (recipe.parent / "store" / "labels").glob("*/manifest.json")
+    )
+    shares = [value for name, value in manifest["metrics"].items() if name.startswith("preferred/")]
+    assert len(shares) == 2 and sum(shares) == pytest.approx(1)
+    read = load(DataSource(path=str(pairs)), "preference", seed=0, name="pairs")
+    assert len(read.train) == 3
+
+
+def test_a_killed_server_loses_nothing_that_was_said(recipe: Path, talk: Callable[..., Any]) -> None:
+    app = talk("--annotators", "ada")
+    shown = _compared(app, "what colour is grass ?")
+    app.ask("choose", "ada", item=shown["item"], choice="right")
+    app.ask("say", "ada", text="what colour is the sky ?")
+    app.process.kill()  # both may be answering
+    app.process.wait(timeout=800)
+    again = talk("--annotators", "ada")
+    again.tokens["ada"] = app.tokens["ada"]
+    told = _answered(again)
+    assert told["turns"][0]["content"] == "what colour is grass ?"
+    assert told["turns"][1] == {"role": "assistant", "content": shown["right"]}
+    assert told["turns"][2]["content"] == "what colour is the sky ?" and told["progress"]["done"] == 1
+    assert again.ask("undo", "ada")["item"] == shown["item"]
+    again.ask("open", "ada")
+    again.ask(
+        "say", "ada", text=" ".join(["what colour is grass ?"] * 30)
+    )  # more than the 64 tokens that both can read
+    assert _answered(again)["over"] == "context" and again.ask("open", "ada")["phase"] == "say"
+    ledger = Ledger(default_url(recipe.parent / "store"), "labels")
+    assert ledger.problems() == []
+    assert [event.kind for event in ledger.events()].count("answers") == 2
+
+
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "both": (("stages.labels.data=openings",), "data and models are both set"),
+    "neither": (
+        ("stages.labels.models=[]", "stages.labels.live=null", "stages.labels.openings=null"),
+        "neither data nor",
+    ),
+    "one model": (("stages.labels.models=[{sft}]",), "models names one; expected two different checkpoints"),
+    "twice": (("stages.labels.models=[{sft}, {sft}]",), "models names one twice"),
+    "overlap": (("stages.labels.overlap=0.5",), "overlap has no effect with models"),
+    "live with data": (("stages.labels.models=[]", "stages.labels.data=openings"), "live has no effect with data"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_contradicts_itself_is_one_line(recipe: Path, chain: Any, call: Any, case: str) -> None:
+    settings, told = WRONG[case]
+    options = [part for one in settings for part in ("--set", one.format(sft=chain["sft"].path))]
+    ended = call("check", recipe, "--store", "store", *options, cwd=recipe.parent)
+    assert ended.returncode == 2 and told in ended.stderr + ended.stdout, ended.stdout + ended.stderr
+
+
+def test_the_plan_makes_the_models_first_and_hangs_on_them(tiny_recipe: Path, call: Any) -> None:
+    """The openings are checked with the tokenizers of the models, and the stage is stale with another model."""
+    talk = "  talk: {kind: labels, models: [sft, dpo], openings: asks}\ncompute:"
+    tiny_recipe.write_text(tiny_recipe.read_text().replace("compute:", talk))
+    checked = call("check", tiny_recipe, "--store", "none", cwd=tiny_recipe.parent)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    planned = [
+        json.loads(call("plan", tiny_recipe, "--store", "none", "--json", *more, cwd=tiny_recipe.parent).stdout)[
+            "stages"
+        ]
+        for more in ((), ("--set", "stages.dpo.train.beta=0.3"), ("--set", "stages.talk.openings=null"))
+    ]
+    names = [stage["name"] for stage in planned[0]]
+    assert names.index("talk") > names.index("dpo")
+    prints = [next(one["fingerprint"] for one in stages if one["name"] == "talk") for stages in planned]
+    assert len(set(prints)) == 3
+
+
+def test_models_that_are_not_made_yet_are_named(tiny_recipe: Path, call: Any) -> None:
+    text = tiny_recipe.read_text().replace("compute:", "  talk: {kind: labels, models: [sft, dpo]}\ncompute:")
+    tiny_recipe.write_text(text)
+    ended = call("collect", tiny_recipe, "talk", "--annotators", "ada", "--store", "none", cwd=tiny_recipe.parent)
+    assert ended.returncode == 2
+    assert "people talk with sft, dpo, which have not run" in ended.stderr and "--until talk" in ended.stderr

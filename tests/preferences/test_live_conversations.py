@@ -1,0 +1,421 @@
+"""What a person may do in a live dialogue, and that nothing which is told them tells the two models apart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.preferences.agreement import exported
+from pipeline.preferences.events import EventBody
+from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.live.answering import TRIES, Answering, answer_all
+from pipeline.preferences.live.conversations import Conversations, Rules
+from pipeline.preferences.live.dialogues import Dialogues
+from pipeline.records.shapes.turns import Turn
+
+SALT = "6b7f0f2fd2c64b0b8f4c5d3a91e0c7aa"
+
+
+class Script:
+    """Models that answer by a rule: `model` is the place of one, the dialogue the text that it was asked."""
+
+    def __init__(self, rule: Callable[[int, str, int], str | None]) -> None:
+        self.rule, self.asked, self._calls = rule, [], itertools.count()  # type: ignore[var-annotated]
+
+    def answer(
+        self, model: int, dialogues: Sequence[Sequence[Turn]], row_ids: Sequence[int], seed: int
+    ) -> list[str | None]:
+        call = next(self._calls)
+        self.asked += [
+            (model, [dict(turn) for turn in turns], row, seed) for turns, row in zip(dialogues, row_ids, strict=True)
+        ]
+        return [self.rule(model, str(turns[-1]["content"]), call) for turns in dialogues]
+
+
+NAMED = Script(lambda model, text, call: f"model {model} says {text}")
+
+
+class Talk:
+    """A batch of dialogues, with models that answer whenever they are asked to."""
+
+    def __init__(self, ledger: Ledger, responder: Any = NAMED, **rules: Any) -> None:
+        self.ledger, self.responder = ledger, responder
+        LabelQueue(Batch(()), ledger)  # gives the batch its secret
+        self.conversations = Conversations(
+            ledger, Rules(**{"labels": 100, "turns": 8, "models": ["sft", "dpo"], **rules})
+        )
+
+    def say(self, text: str, who: str = "ada", request: str = "") -> Any:
+        if self.shown(who)["phase"] in ("none", "over"):
+            self.conversations.open(who)
+        self.conversations.say(who, text, request)
+        self.answer()
+        return self.shown(who)
+
+    def answer(self) -> None:
+        answer_all(self.conversations, self.responder, self.conversations.asked())
+
+    def choose(self, side: str, way: Any = "either", who: str = "ada", request: str = "", strength: int = 1) -> Any:
+        label = EventBody(strength=strength, seconds=1.0, request=request)
+        self.conversations.choose(who, self.shown(who)["item"], label, side, way)
+        self.answer()
+        return self.shown(who)
+
+    def shown(self, who: str = "ada") -> Any:
+        return self.conversations.shown(who)
+
+    def rows(self) -> list[Any]:
+        events = self.ledger.events()
+        return list(exported(Dialogues().take(events).items(), State().take(events))[0])
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    """A ledger whose secret is the same in every run: what is drawn below is then no matter of luck."""
+    ledger = Ledger(f"sqlite:///{tmp_path / 'l.db'}", "batch")
+    ledger.append(lambda known: ("batch", {"salt": SALT}))
+    yield ledger
+    ledger.close()
+
+
+def _side_of(shown: Any, model: int) -> str:
+    return "left" if shown["left"].startswith(f"model {model}") else "right"
+
+
+def test_a_dialogue_goes_on_with_the_chosen_answer_and_each_choice_is_a_row(ledger: Ledger) -> None:
+    talk = Talk(ledger)
+    for turn, model in enumerate((1, 0, 1)):
+        shown = talk.say(f"message {turn}")
+        assert shown["phase"] == "choose" and {shown["left"], shown["right"]} == {
+            f"model {one} says message {turn}" for one in (0, 1)
+        }
+        shown = talk.choose(_side_of(shown, model), strength=turn + 1)
+        assert shown["turns"][-1] == {"role": "assistant", "content": f"model {model} says message {turn}"}
+    rows = talk.rows()
+    assert [row["margin"] for row in rows] == [1, 2, 3]
+    assert [row["chosen"][0]["content"][6] for row in rows] == ["1", "0", "1"]
+    assert [row["rejected"][0]["content"][6] for row in rows] == ["0", "1", "0"]
+    said = [turn["content"] for turn in rows[2]["prompt"]]
+    assert said == ["message 0", "model 1 says message 0", "message 1", "model 0 says message 1", "message 2"]
+    assert Dialogues().take(ledger.events()).preferred() == {"sft": (1, 3), "dpo": (2, 3)}
+    assert talk.shown()["progress"] == {"done": 3, "wanted": 100, "own": 3, "closed": False}
+
+
+def test_a_choice_is_taken_back_with_all_that_followed_it(ledger: Ledger) -> None:
+    talk = Talk(ledger)
+    talk.say("one")
+    first = talk.shown()
+    talk.choose("left")
+    talk.say("two")
+    talk.choose("right")
+    talk.say("three")
+    assert talk.conversations.undo("ada")
+    assert talk.shown()["item"] != first["item"] and talk.shown()["turns"][-1]["content"] == "two"
+    assert talk.conversations.undo("ada")
+    assert {key: talk.shown()[key] for key in ("item", "left", "right")} == {
+        key: first[key] for key in ("item", "left", "right")
+    }
+    assert not talk.conversations.undo("ada") and talk.rows() == []
+    talk.choose("right")
+    shown = talk.say("another two")
+    assert [turn["content"] for turn in shown["turns"]] == ["one", first["right"], "another two"]
+    assert len(talk.rows()) == 1 and ledger.problems() == []
+
+
+def test_undo_goes_back_to_the_dialogue_before(ledger: Ledger) -> None:
+    talk = Talk(ledger)
+    talk.say("one")
+    talk.choose("left")
+    talk.conversations.open("ada")
+    assert talk.shown()["turns"] == [] and talk.shown()["phase"] == "say"
+    assert talk.conversations.undo("ada")
+    assert talk.shown()["phase"] == "choose" and talk.shown()["turns"][-1]["content"] == "one"
+
+
+def test_without_a_preference_the_person_says_how_it_goes_on(ledger: Ledger) -> None:
+    talk = Talk(ledger)
+    for side, way in (("tie", "left"), ("both good", "right"), ("both bad", "left")):
+        shown = talk.say("text")
+        assert talk.choose(side, way)["turns"][-1]["content"] == shown[way]
+    drawn = []
+    for _ in range(5):
+        shown = talk.say("text")
+        drawn.append("left" if talk.choose("tie")["turns"][-1]["content"] == shown["left"] else "right")
+    assert set(drawn) == {"left", "right"}  # by the batch's secret
+    assert talk.rows() == []
+
+
+def test_both_bad_asks_for_two_new_answers(ledger: Ledger) -> None:
+    talk = Talk(ledger, Script(lambda model, text, call: f"model {model}, call {call}"))
+    before = talk.say("one")
+    after = talk.choose("both bad", "again")
+    assert after["phase"] == "choose" and after["item"] != before["item"]
+    assert {after["left"], after["right"]}.isdisjoint({before["left"], before["right"]})
+    assert after["turns"] == [{"role": "user", "content": "one"}]
+    talk.choose("left")
+    (row,) = talk.rows()
+    assert row["prompt"] == [{"role": "user", "content": "one"}] and row["chosen"][0]["content"] == after["left"]
+    assert talk.conversations.undo("ada") and talk.conversations.undo("ada")
+    assert talk.shown()["item"] == before["item"]
+    with pytest.raises(PipelineError, match="only when both are bad"):
+        talk.choose("tie", "again")
+
+
+def test_equal_answers_are_told_and_not_compared(ledger: Ledger) -> None:
+    talk = Talk(ledger, Script(lambda model, text, call: "the same" + " " * model))
+    shown = talk.say("one")
+    assert (shown["phase"], shown["note"], shown["left"]) == ("say", "equal", "")
+    assert shown["turns"][-1] == {"role": "assistant", "content": "the same"}
+    assert shown["progress"]["done"] == 0 and Dialogues().take(ledger.events()).items() == []
+
+
+UNFIT: dict[str, tuple[Callable[[int, str, int], str | None], str, str]] = {
+    "one names itself": (lambda model, text, call: "I am ChatGPT" if model else "hello", "unfit", "hello"),
+    "one says nothing": (lambda model, text, call: "" if model == 0 else "hello", "unfit", "hello"),
+    "both name themselves": (lambda model, text, call: f"As an AI language model {model}", "unfit", "As an AI"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_answer_that_cannot_be_compared_is_sampled_again_and_then_left_out(ledger: Ledger, case: str) -> None:
+    rule, note, said = UNFIT[case]
+    responder = Script(rule)
+    shown = Talk(ledger, responder).say("one")
+    assert (shown["phase"], shown["note"], shown["item"]) == ("say", note, "")
+    assert shown["turns"][-1]["content"].startswith(said)
+    tries = [model for model, *_ in responder.asked]
+    assert max(tries.count(0), tries.count(1)) == TRIES
+    assert len({(model, row) for model, _, row, _ in responder.asked}) == len(tries)  # other random numbers each time
+
+
+def test_an_answer_that_names_no_model_any_more_is_compared(ledger: Ledger) -> None:
+    responder = Script(lambda model, text, call: f"I am GPT-4 {call}" if call < 2 else f"fine {call}")
+    shown = Talk(ledger, responder).say("one")
+    assert shown["phase"] == "choose" and shown["left"].startswith("fine")
+
+
+def test_what_ends_a_dialogue_is_told_and_the_next_one_begins(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
+    def rule(model: int, text: str, call: int) -> str | None:
+        if text == "break":
+            raise RuntimeError("out of memory")
+        return None if text == "long" else "" if text == "silent" else f"{model}"
+
+    talk = Talk(ledger, Script(rule), turns=2)
+    for text, over in (("long", "context"), ("silent", "silent"), ("break", "failed")):
+        talk.say("fine")
+        talk.choose("left")
+        shown = talk.say(text)
+        assert (shown["phase"], shown["over"]) == ("over", over) and shown["turns"][-1]["content"] == text
+    assert "out of memory" in caplog.text
+    talk.say("one")
+    talk.choose("left")
+    talk.say("two")
+    shown = talk.choose("right")
+    assert (shown["phase"], shown["over"], shown["left_messages"]) == ("over", "turns", 0)
+    with pytest.raises(PipelineError, match="does not wait for a message"):
+        talk.conversations.say("ada", "three")
+    assert len(talk.rows()) == 5
+
+
+def test_what_waits_at_once_is_answered_together(ledger: Ledger) -> None:
+    responder = Script(lambda model, text, call: f"{model}, call {call}")
+    talk = Talk(ledger, responder)
+    for who in ("ada", "grace", "mary"):
+        talk.conversations.open(who)
+        talk.conversations.say(who, f"I am {who}")
+    talk.answer()
+    said = [{talk.shown(who)["left"], talk.shown(who)["right"]} for who in ("ada", "grace", "mary")]
+    assert said == [{"0, call 0", "1, call 1"}] * 3  # each model once, for all three
+
+
+def test_one_broken_message_breaks_nobody_elses(ledger: Ledger) -> None:
+    def rule(model: int, text: str, call: int) -> str:
+        if text == "break":
+            raise RuntimeError
+        return f"{model}"
+
+    talk = Talk(ledger, Script(rule))
+    for who, text in (("ada", "break"), ("grace", "fine")):
+        talk.conversations.open(who)
+        talk.conversations.say(who, text)
+    talk.answer()
+    assert talk.shown("ada")["over"] == "failed" and talk.shown("grace")["phase"] == "choose"
+
+
+def test_requests_that_are_sent_again_count_once(ledger: Ledger) -> None:
+    talk = Talk(ledger)
+    for _ in range(2):
+        talk.conversations.open("ada", "a")
+    for _ in range(2):
+        talk.conversations.say("ada", "one", "b")
+    talk.answer()
+    label = EventBody(strength=1, seconds=1.0, request="c")
+    item = talk.shown()["item"]
+    for _ in range(2):
+        talk.conversations.choose("ada", item, label, "left", "either")
+    for _ in range(2):
+        assert talk.conversations.undo("ada", "d")
+    kinds = [event.kind for event in ledger.events()]
+    assert [kinds.count(kind) for kind in ("open", "say", "answers", "label", "undo")] == [1] * 5
+
+
+def test_what_waits_is_answered_by_the_next_server_and_once(ledger: Ledger) -> None:
+    """The server that took the message was killed; then two servers answer it at the same time."""
+    Talk(ledger).conversations.open("ada")
+    Talk(ledger).conversations.say("ada", "one")
+    servers = [Talk(ledger), Talk(ledger)]
+    asked = [server.conversations.asked() for server in servers]
+    for server, own in zip(servers, asked, strict=True):
+        answer_all(server.conversations, server.responder, own)
+    assert [event.kind for event in ledger.events()].count("answers") == 1
+    running = Answering(servers[0].conversations, NAMED)
+    running.start()
+    running.stop()
+    assert servers[1].shown()["phase"] == "choose"
+
+
+def test_a_ledger_that_is_out_of_reach_for_a_moment_stops_no_answers(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.preferences.live.answering.PAUSE_S", 0.01)
+    talk = Talk(ledger)
+    talk.conversations.open("ada")
+    talk.conversations.say("ada", "one")
+    broken = Ledger(ledger.url, "batch")
+    reads = iter([OSError("disk"), OSError("disk")])
+
+    def events(*args: Any, **more: Any) -> Any:
+        if (error := next(reads, None)) is not None:
+            raise error
+        return ledger.events(*args, **more)
+
+    monkeypatch.setattr(broken, "events", events)
+    running = Answering(Conversations(broken, talk.conversations.rules), NAMED)
+    running.start()
+    while talk.shown()["phase"] == "answering":
+        running.wake()
+    running.stop()
+    assert talk.shown()["phase"] == "choose" and caplog.text.count("asked for again") == 2
+    broken.close()
+
+
+def test_answers_to_what_was_left_are_dropped(ledger: Ledger) -> None:
+    talk = Talk(ledger)
+    talk.conversations.open("ada")
+    talk.conversations.say("ada", "one")
+    asked = talk.conversations.asked()
+    talk.conversations.open("ada")
+    answer_all(talk.conversations, NAMED, asked)
+    assert talk.shown()["turns"] == [] and "answers" not in [event.kind for event in ledger.events()]
+
+
+def test_openings_are_offered_in_turn_and_their_first_turns_are_said(ledger: Ledger) -> None:
+    openings: list[list[Turn]] = [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}],
+        [{"role": "user", "content": "Goodbye?"}],
+    ]
+    talk = Talk(ledger, openings=openings)
+    talk.conversations.open("ada")
+    assert talk.shown()["offered"] == "Hello?" and talk.shown()["turns"][0]["content"] == "Be brief."
+    talk.conversations.open("grace")
+    assert talk.shown("grace")["offered"] == "Goodbye?" and talk.shown("grace")["turns"] == []
+    talk.say("Something else")
+    talk.choose("left")
+    assert [turn["role"] for turn in talk.rows()[0]["prompt"]] == ["system", "user"]
+
+
+def test_a_finished_batch_takes_no_more_and_a_choice_can_still_be_taken_back(ledger: Ledger) -> None:
+    talk = Talk(ledger, labels=1)
+    talk.say("one")
+    talk.choose("left")
+    for act in (lambda: talk.conversations.say("ada", "two"), lambda: talk.conversations.open("ada")):
+        with pytest.raises(PipelineError, match="no more labels are needed"):
+            act()
+    assert talk.conversations.undo("ada") and talk.choose("right")["progress"]["done"] == 1
+
+
+REFUSED: dict[str, Callable[[Talk], object]] = {
+    "1 to 8000": lambda talk: talk.conversations.say("ada", " "),
+    "has 8,001 characters": lambda talk: talk.conversations.say("ada", "x" * 8001),
+    "does not wait for a message": lambda talk: talk.conversations.say("ada", "x"),
+    "do not wait for a choice": lambda talk: talk.conversations.choose("ada", "0" * 16, EventBody(), "left", "either"),
+    "does not wait for a choice": lambda talk: talk.conversations.choose(
+        "eve", "0" * 16, EventBody(), "left", "either"
+    ),
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_what_cannot_be_is_refused(ledger: Ledger, told: str) -> None:
+    talk = Talk(ledger)
+    talk.say("one")
+    with pytest.raises(PipelineError, match=told):
+        REFUSED[told](talk)
+
+
+def test_sides_and_models_are_drawn_by_the_secret_and_nothing_that_is_sent_names_them(ledger: Ledger) -> None:
+    talk = Talk(ledger, models=["sft", "dpo", "ppo"])
+    sides, pairs, sent = [], [], []
+    for turn in range(60):
+        shown = talk.say(f"message {turn % 8}")
+        sent.append(shown)
+        models = tuple(int(shown[side][6]) for side in ("left", "right"))
+        sides.append(models[0] < models[1])
+        pairs.append(frozenset(models))
+        sent.append(talk.choose("tie"))
+    assert 15 < sum(sides) < 45
+    assert all(10 < pairs.count(frozenset(pair)) < 30 for pair in ((0, 1), (0, 2), (1, 2)))
+    assert len({shown["item"] for shown in sent if shown["item"]}) == 60
+    wire = json.dumps([{**shown, "left": "", "right": "", "turns": []} for shown in sent])
+    events = ledger.events()
+    secrets = {
+        SALT,
+        "sft",
+        "dpo",
+        "ppo",
+        *(str(event.body.get(key)) for event in events for key in ("item", "dialogue")),
+    }
+    assert not [secret for secret in secrets - {"None"} if secret in wire]
+    # The two answers of a message reach the ledger, and so the page, in one event.
+    assert all(len(event.body["texts"]) == 2 for event in events if event.kind == "answers")
+    # The same fields are sent whichever side has which model.
+    assert len({frozenset(shown) for shown in sent}) == 1
+
+
+def test_another_batch_has_other_sides(tmp_path: Path) -> None:
+    told = []
+    for name in ("one", "two"):
+        ledger = Ledger(f"sqlite:///{tmp_path / 'l.db'}", name)
+        ledger.append(lambda known, name=name: ("batch", {"salt": name * 8}))
+        talk = Talk(ledger)
+        told.append([talk.say(f"{turn}")["left"][6] + talk.choose("tie")["phase"] for turn in range(8)])
+        ledger.close()
+    assert told[0] != told[1]
+
+
+def test_models_get_the_dialogue_and_random_numbers_of_their_own(ledger: Ledger) -> None:
+    responder = Script(lambda model, text, call: f"model {model} says {text}")
+    talk = Talk(ledger, responder)
+    shown = talk.say("one")
+    talk.choose(_side_of(shown, 1))
+    talk.say("two")
+    by_model = {model: turns for model, turns, _, _ in responder.asked}
+    assert (
+        by_model[0]
+        == by_model[1]
+        == [
+            {"role": "user", "content": "one"},
+            {"role": "assistant", "content": "model 1 says one"},
+            {"role": "user", "content": "two"},
+        ]
+    )
+    seeds = {model: seed for model, _, _, seed in responder.asked}
+    assert seeds[0] != seeds[1]
