@@ -6,7 +6,7 @@ PY := .venv/bin/python
 
 help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
 .venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
-.venv/.installed-dev: .venv/.installed ; $(PY) -m pip install -q -c constraints.txt -e '.[test,lint,s3,deepspeed,quantize,slurm,collect]' && touch $@
+.venv/.installed-dev: .venv/.installed ; $(PY) -m pip install -q -c constraints.txt -e '.[test,lint,s3,deepspeed,quantize,slurm,collect,judge]' && touch $@
 setup: .venv/.installed  ## make .venv with the locked dependencies
 setup-dev: .venv/.installed-dev  ## the same with the test and lint tools
 demo: setup  ## train the whole quickstart chain

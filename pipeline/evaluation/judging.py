@@ -14,15 +14,16 @@ CHANCE = 0.5
 """Accuracy of guessing."""
 
 
-def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool) -> str:
+def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool, consequence: str = "") -> str:
     """Return the warning about a reward model; empty when its accuracy's interval lies above chance.
 
     Args:
         name: name of the reward model.
         metrics: metrics of its manifest; empty when it is from outside.
         judges: whether its scores decide wins; else they are only shown beside gold.
+        consequence: what follows from it, where that is not a win of an evaluation.
     """
-    consequence = (
+    consequence = consequence or (
         "Its scores decide who wins here: check a sample of answers by hand, or judge with `gold`."
         if judges
         else "Its scores are shown beside gold; no win is decided by them."

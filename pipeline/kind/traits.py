@@ -6,12 +6,14 @@ transformers' Trainer on the rows of one data source. Knows nothing of any singl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import Problem, agreeing, counted
 from pipeline.kind.markers import Shape
+from pipeline.plain_data import ShapedRow
 
 Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts", "texts"]
 """How rows are encoded: one word for each function of `pipeline/training/data/encoding.py`."""
@@ -135,6 +137,46 @@ class Packages:
     install: str
 
 
+class RequestForecast(NamedTuple):
+    """What a stage will ask of a server that may cost money.
+
+    Attributes:
+        pairs: pairs to judge.
+        calls: different requests.
+        cached: requests whose reply is in the store's cache.
+        prompt_tokens: about how many tokens the other requests have.
+        completion_tokens: most tokens of their replies; None if the replies have no bound.
+        server: model and host.
+    """
+
+    pairs: int
+    calls: int
+    cached: int
+    prompt_tokens: int
+    completion_tokens: int | None
+    server: str
+
+    @property
+    def sent(self) -> int:
+        """Calls that are sent."""
+        return self.calls - self.cached
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of requests and replies, as far as they are known."""
+        return self.prompt_tokens + (self.completion_tokens or 0)
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        if not self.sent:
+            return f"{counted(self.pairs, 'pair')} to judge, and no calls to send to {self.server}: all are cached"
+        cached = f" ({self.cached:,} more {agreeing(self.cached, 'is', 'are')} cached)" if self.cached else ""
+        most = "of any length" if self.completion_tokens is None else f"of at most {self.completion_tokens:,}"
+        tokens = f"about {counted(self.prompt_tokens, 'token')}, and replies {most}"
+        calls = f"{counted(self.sent, 'call')} to {self.server}{cached}"
+        return f"{counted(self.pairs, 'pair')} to judge with {calls}: {tokens}"
+
+
 class RowCounts(NamedTuple):
     """Numbers of rows that a stage gets, before or after they are encoded.
 
@@ -151,6 +193,39 @@ class RowCounts(NamedTuple):
 
 RowCheck = Callable[[Any, RowCounts], Problem | None]
 """Returns the problem of too few rows for a `train` block, or None."""
+
+MachineCheck = Callable[[Any], Iterable[Problem]]
+"""Returns what a configuration needs and this machine lacks."""
+
+
+class RequestRows(NamedTuple):
+    """The rows of a stage's field `data`, for a forecast of its requests.
+
+    Attributes:
+        rows: training rows, then held-out rows.
+        shape: their shape.
+        seed: seed of the stage.
+        store: folder of the store, whose cache may have replies.
+    """
+
+    rows: Sequence[ShapedRow]
+    shape: Shape
+    seed: int
+    store: Path
+
+
+class Requests(NamedTuple):
+    """How the requests of a kind that asks a server are known before they are sent.
+
+    Attributes:
+        asks: returns whether a configuration asks a server.
+        forecast: returns the forecast for rows, and a problem if it is over a limit of the configuration.
+        cap: returns the limit in words, for rows that are not there yet.
+    """
+
+    asks: Callable[[Any], bool]
+    forecast: Callable[[Any, RequestRows], tuple[RequestForecast, Problem | None]]
+    cap: Callable[[Any], str]
 
 
 def fill_a_batch(train: Any, rows: RowCounts) -> Problem | None:
@@ -181,6 +256,8 @@ class Traits:
             a `train` block for it, and no forecast elsewhere.
         row_check: returns a problem if the rows of the field `data` are too few.
         packages: packages of an extra that it needs.
+        machine_check: returns what a configuration needs and this machine lacks, for what only some of them need.
+        requests: how its requests to a server are known beforehand; None if it sends none.
         folds_adapters: whether it folds the adapters of its input `adapters` into the full weights of its `model`.
     """
 
@@ -190,6 +267,8 @@ class Traits:
     workload: Workload | None = None
     row_check: RowCheck = fill_a_batch
     packages: Packages | None = None
+    machine_check: MachineCheck | None = None
+    requests: Requests | None = None
     folds_adapters: bool = False
 
     def reading(self, field_name: str) -> Reading:

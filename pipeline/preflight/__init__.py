@@ -21,6 +21,7 @@ from pipeline.parallel.tensor.checks import OPTIMIZERS, dropout_problem, head_pr
 from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.checks.adapters import merge_problems, quantize_problems
+from pipeline.preflight.checks.requests import stage_requests
 from pipeline.preflight.checks.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
 from pipeline.preflight.checks.tokenizers import growing_embeddings, offline_notes
 from pipeline.preflight.checks.tokens import StageTokens, count_stage_tokens
@@ -99,6 +100,8 @@ def check_plan(
         *_tensor_problems(plan, shapes),
     ]
     all_problems += fitting_problems(plan, store)
+    requests = list(stage_requests(plan, store))
+    all_problems += [one.problem for one in requests if one.problem is not None]
     all_problems = [*problems, *(problem for problem in all_problems if not _rests_on_wrong(plan, problem))]
     if all_problems:
         raise PipelineError(*by_line(once_per_group(all_problems, plan.recipe.rounds)))
@@ -106,7 +109,8 @@ def check_plan(
         f"data {source}: nothing reads {listed([f'`{name}`' for name in names])}"
         for source, names in sources.unused(plan).items()
     ]
-    notes = (*unused, *growth, *offline_notes(plan), *evaluation_notes(plan, store))
+    asked = [one.note for one in requests if one.note]
+    notes = (*unused, *growth, *asked, *offline_notes(plan), *evaluation_notes(plan, store))
     return CheckReport(sources.counts, tokens.stages, notes)
 
 

@@ -29,6 +29,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "sample": {"data": "d", "models": ["m"]},
     "labels": {"data": "d"},
     "collect": {"data": "d"},
+    "judge": {"data": "d", "endpoint": {"url": "http://h/v1", "model": "m"}},
 }
 TRAINING = [name for name, fields in COMPLETE.items() if "train" in KINDS[name].config.model_fields]
 OTHER_VALUES: dict[str, Any] = {
@@ -56,6 +57,8 @@ OTHER_VALUES: dict[str, Any] = {
     "temperatures": [0.5],
     "top_p": 0.9,
     "stop": ["x"],
+    "endpoint": {"url": "http://h/v1", "model": "n"},
+    "pairs_per_prompt": 3,
 }
 NESTED_VALUES: dict[str, Any] = {
     "mode": "packed",
@@ -102,7 +105,7 @@ def _different(name: str, value: Any) -> Any:
 
 
 def test_every_kind_is_covered() -> None:
-    assert set(COMPLETE) >= set(KINDS) - {"base", "tune", "judge"}
+    assert set(COMPLETE) >= set(KINDS) - {"base", "tune"}
 
 
 def _own_fields() -> list[tuple[str, str]]:
@@ -120,6 +123,33 @@ def test_every_field_of_a_kind_changes_its_fingerprint(kind: str, name: str) -> 
     value = getattr(KINDS[kind].config.model_validate(COMPLETE[kind]), name)
     other = OTHER_VALUES[name] if name in OTHER_VALUES else _different(name, value)
     assert _fingerprint(kind, {**COMPLETE[kind], name: other}) != _fingerprint(kind, COMPLETE[kind])
+
+
+def test_every_field_of_a_judge_s_server_changes_the_fingerprint_unless_it_is_runtime() -> None:
+    server: dict[str, Any] = COMPLETE["judge"]["endpoint"]
+    others: dict[str, Any] = {
+        "url": "http://other/v1",
+        "model": "n",
+        "revision": "2",
+        "key_env": "KEY",
+        "template": "{prompt}{first}{second}",
+        "system": "x",
+        "rubric": [{"name": "a", "weight": 2.0}],
+        "temperature": 1.0,
+        "max_tokens": 5,
+        "logprobs": False,
+        "parameters": {"seed": 1},
+        **dict.fromkeys(("parallel", "timeout_s", "attempts", "backoff_s", "max_calls", "max_tokens_total"), 7),
+    }
+    config: Any = KINDS["judge"].config
+    fields = config.model_validate(COMPLETE["judge"]).endpoint
+    assert set(others) == set(type(fields).model_fields)
+    runtime = fields.markers(Runtime)
+    assert {"url", "key_env", "parallel"} <= set(runtime)
+    plain = _fingerprint("judge", COMPLETE["judge"])
+    for name, value in others.items():
+        other = _fingerprint("judge", {**COMPLETE["judge"], "endpoint": {**server, name: value}})
+        assert (other != plain) is (name not in runtime), name
 
 
 @pytest.mark.parametrize("kind", TRAINING)

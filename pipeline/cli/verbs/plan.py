@@ -20,6 +20,7 @@ from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_json
 from pipeline.plain_data import JsonObject
 from pipeline.plan import Plan
+from pipeline.preflight.checks.requests import stage_requests
 from pipeline.preflight.forecast import forecasts, resolve_auto
 
 
@@ -41,10 +42,13 @@ def plan(
 def print_plan(plan: Plan, store: Store, *, as_json: bool) -> None:
     """Print the stages of a plan, why each runs, and what each needs."""
     needs, unknown = forecasts(resolve_auto(plan, store), store)
+    requests = list(stage_requests(plan, store))
+    unknown += [text for one in requests for text in (one.note, str(one.problem or "")) if text]
     if as_json:
         data: JsonObject = plan_data(plan)
         rows = [forecast_data(need) for need in needs]
-        print_json({**data, "needs": rows, "needs_notes": unknown, "store": str(store.root)})
+        asked = [{"stage": one.stage, **one.forecast._asdict()} for one in requests if one.forecast is not None]
+        print_json({**data, "needs": rows, "needs_notes": unknown, "requests": asked, "store": str(store.root)})
     else:
         print_stages(plan)
         print_forecasts(needs, unknown)

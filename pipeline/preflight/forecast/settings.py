@@ -60,6 +60,9 @@ def _missing(spec: StageSpec, words: JsonView) -> Iterator[Problem]:
 def _of_stage(plan: Plan, stage: PlannedStage, shapes: ModelShapes) -> Iterator[Problem]:
     """Yield problems with a stage's `train` and `adapter` settings on its device, model and data."""
     config: Any = stage.spec.config
+    check = kind_of(stage.spec.kind).traits.machine_check
+    if check is not None and stage.spec.compute.launcher == "local" and stage.spec.name not in plan.recipe.broken:
+        yield from check(config)
     train, adapter = getattr(config, "train", None), getattr(config, "adapter", None)
     compute, fields = stage.spec.compute, train.passthrough() if isinstance(train, TrainFields) else {}
     on_cpu = compute.device == "cpu" or (compute.launcher == "local" and compute.hardware is None and has_no_gpu())

@@ -1,0 +1,166 @@
+"""Verdicts of a server: asks what the store's cache does not have, keeps what is new, and says what failed."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import ExitCode, PipelineError, Problem, counted
+from pipeline.evaluation.judges.asking import Answered, Budget, Watch, ask_all
+from pipeline.evaluation.judges.cache import ReplyCache
+from pipeline.evaluation.judges.connection import connect
+from pipeline.evaluation.judges.endpoint import Asking, Endpoint, asking_of, cap_problem
+from pipeline.evaluation.judges.measures import JudgedPair
+from pipeline.evaluation.judges.pairs import Pair
+from pipeline.evaluation.judges.prompting import VerdictRequest, weights_of
+from pipeline.evaluation.judges.report import Spent
+from pipeline.evaluation.judges.verdicts import NoVerdictError, OrderVerdict, Reply, joined, read_verdict
+from pipeline.stage import StageContext
+
+UNREADABLE = "no verdict in the reply"
+"""Beginning of the reason of a reply without a verdict."""
+
+
+class Verdicts(NamedTuple):
+    """What a server says of pairs.
+
+    Attributes:
+        judged: the pairs, in their order.
+        spent: what the verdicts cost, whenever they were asked for.
+        cached: replies that the cache had.
+        calls: calls of this run, repeated attempts included.
+        gave_up: why calls were left out; empty if none was.
+    """
+
+    judged: list[JudgedPair]
+    spent: Spent
+    cached: int
+    calls: int
+    gave_up: str
+
+
+def judge_by_calls(ctx: StageContext, endpoint: Endpoint, pairs: Sequence[Pair], max_errors: float) -> Verdicts:
+    """Ask a server for the verdicts in both orders that the cache does not have.
+
+    Raises:
+        PipelineError: there are more calls or tokens to send than allowed, or this machine lacks what it takes.
+        Interrupted: the run was asked to stop; all replies so far are in the cache.
+    """
+    store = ctx.work.parents[2]
+    asking = asking_of(endpoint, pairs, store)
+    over = cap_problem(endpoint, asking.forecast)
+    if over is not None:
+        raise PipelineError(over)
+    ctx.note(str(asking.forecast))
+    cache = ReplyCache(store)
+    unique = {request.key: request for both in asking.requests.values() for request in both}
+    known = cache.known(list(unique))
+    missing = [request for key, request in unique.items() if key not in known]
+    budget = Budget(endpoint.max_calls, endpoint.max_tokens_total)
+    answered = _ask(ctx, endpoint, _Round(asking, missing, budget, max_errors), cache) if missing else Answered()
+    if answered.is_stopped:
+        ctx.stop_if_asked()
+    replies = {**known, **answered.replies}
+    failures = {key: f"not asked: {answered.gave_up}" for key in unique if key not in replies} | answered.failures
+    judged = [_judged(endpoint, pair, asking.requests.get(i), replies, failures) for i, pair in enumerate(pairs)]
+    tokens = sum(reply["prompt_tokens"] + reply["completion_tokens"] for reply in replies.values())
+    return Verdicts(judged, Spent(len(replies), tokens), len(known), budget.calls, answered.gave_up)
+
+
+class _Round(NamedTuple):
+    asking: Asking
+    missing: list[VerdictRequest]
+    budget: Budget
+    max_errors: float
+
+
+def _ask(ctx: StageContext, endpoint: Endpoint, round_: _Round, cache: ReplyCache) -> Answered:
+    """Send requests; replies with a verdict go into the cache at once."""
+    ctx.phase(f"asking {endpoint.model}")
+    weights, total = weights_of(endpoint.rubric), len(round_.missing)
+    of_pair = {request.key: i for i, both in round_.asking.requests.items() for request in both}
+
+    def keep(replies: Mapping[str, Reply]) -> Mapping[str, str]:
+        useless = {key: reason for key, reply in replies.items() if (reason := _unreadable(reply, weights))}
+        cache.put({key: reply for key, reply in replies.items() if key not in useless})
+        return useless
+
+    def give_up(failures: Mapping[str, str]) -> str:
+        failed = len({of_pair[key] for key in failures})
+        if failed <= round_.max_errors * len(round_.asking.requests):
+            return ""
+        return f"more than {round_.max_errors:.0%} of the pairs had failed (max_errors)"
+
+    stopped = threading.Event()
+    watch = Watch(
+        keep=keep,
+        progress=lambda done, rate: ctx.progress(done, total, calls_per_s=round(rate, 1)),
+        stopping=ctx.stopping,
+        give_up=give_up,
+    )
+    server = connect(endpoint, round_.budget, stopped)
+    return ask_all(server, round_.missing, endpoint.parallel, stopped, watch)
+
+
+def _unreadable(reply: Reply, weights: Mapping[str, float]) -> str:
+    try:
+        read_verdict(reply, weights)
+    except NoVerdictError as error:
+        return f"{UNREADABLE}: {error}"
+    return ""
+
+
+def _judged(
+    endpoint: Endpoint,
+    pair: Pair,
+    requests: tuple[VerdictRequest, VerdictRequest] | None,
+    replies: Mapping[str, Reply],
+    failures: Mapping[str, str],
+) -> JudgedPair:
+    """Return what becomes of a pair."""
+    if requests is None:
+        return JudgedPair(pair, "equal")
+    weights = weights_of(endpoint.rubric)
+    orders: list[OrderVerdict | None] = []
+    errors = []
+    for request in requests:
+        reply = replies.get(request.key)
+        orders.append(read_verdict(reply, weights) if reply is not None else None)
+        if reply is None:
+            errors.append(failures[request.key])
+    straight, swapped = orders
+    if straight is None or swapped is None:
+        is_parse_failure = any(error.startswith(UNREADABLE) for error in errors)
+        error = "; ".join(dict.fromkeys(errors))
+        return JudgedPair(pair, "error", None, (straight, swapped), error=error, is_parse_failure=is_parse_failure)
+    outcome, probability = joined(straight, swapped)
+    return JudgedPair(pair, outcome, probability, (straight, swapped))
+
+
+def failure_of(verdicts: Verdicts, max_errors: float, told_in: Path) -> PipelineError | None:
+    """Return the error of a judge that failed too often; None if it did not.
+
+    Args:
+        verdicts: its verdicts.
+        max_errors: largest share of asked pairs that may fail.
+        told_in: file with the reason of each.
+    """
+    asked = [one for one in verdicts.judged if one.outcome != "equal"]
+    failed = [one for one in asked if one.outcome == "error"]
+    if not failed or (len(failed) < len(asked) and len(failed) <= max_errors * len(asked)):
+        return None
+    reasons = Counter(one.error for one in failed if not one.error.startswith("not asked")) or Counter(
+        one.error for one in failed
+    )
+    reason, number = reasons.most_common(1)[0]
+    statement = (
+        f"{len(failed):,} of {counted(len(asked), 'pair')} have no verdict, {number:,} of them because: {reason}"
+    )
+    if verdicts.gave_up:
+        statement += f". The others were not asked: {verdicts.gave_up}"
+    remedy = f"{told_in} has all reasons; run again: only what failed is asked, the other verdicts are kept"
+    expected = f"at most {max_errors:.0%} (max_errors)"
+    return PipelineError(Problem(statement, expected, remedy), exit_code=ExitCode.FAILED)
