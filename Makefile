@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo test test-fast test-matrix test-fields test-vllm test-liger check lint types format slurm-quickstart fuzz bench bench-memory bench-collect bench-feedback bench-ppo bench-gpu test-bench-gpu image docs clean
+.PHONY: help setup setup-dev demo test test-fast test-matrix test-fields test-vllm test-liger check lint types format slurm-quickstart fuzz bench bench-memory bench-collect bench-feedback bench-rounds bench-ppo bench-gpu test-bench-gpu image docs clean
 
 help:      ; @grep -E '^[a-z-]+: *.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  \1\t/'
 .venv/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv && $(PY) -m pip install -q -c constraints.txt torch && $(PY) -m pip install -q -c constraints.txt -e . && touch $@
@@ -40,6 +40,8 @@ bench-collect: setup-dev  ## measure the labelling app with fifty people, on SQL
 	$(PY) benchmarks/collect.py
 bench-feedback: setup-dev  ## measure what 400 comparisons by a simulated person teach the quickstart's assistant
 	$(PY) benchmarks/feedback.py
+bench-rounds: setup-dev  ## measure what three rounds of online DPO teach the quickstart's assistant
+	$(PY) benchmarks/rounds.py
 .venv-peer/.installed: constraints.txt ; $(PYTHON) -m venv .venv-peer && grep -v '^trl==' constraints.txt > .venv-peer/constraints.txt && .venv-peer/bin/pip install -q -c .venv-peer/constraints.txt torch && .venv-peer/bin/pip install -q -c .venv-peer/constraints.txt trl==1.12.0 && touch $@
 bench-ppo: setup-dev .venv-peer/.installed  ## measure PPO against the last trl that has it, in an environment of its own
 	$(PY) benchmarks/ppo.py

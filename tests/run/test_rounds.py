@@ -13,15 +13,17 @@ name: online
 seed: 7
 data:
   asks: {{path: {folder}/asks.jsonl}}
-  compared: {{artifact: candidates, file: pairs.jsonl}}
+  compared: {{artifact: candidates, file: candidates.jsonl}}
+  preferred: {{artifact: judge, file: preferences.jsonl}}
 groups:
   online:
     rounds: 2
-    stages: [candidates, dpo]
+    stages: [candidates, judge, dpo]
     carry: {{policy: {{first: {sft}, then: dpo}}}}
 stages:
   candidates: {{kind: sample, data: asks, models: [policy], n: 2, max_new_tokens: 12, limit: 12}}
-  dpo: {{kind: dpo, data: compared, model: policy, train: {{max_steps: 2, batch_size: 4, learning_rate: 1.0e-3}}}}
+  judge: {{kind: judge, data: compared, function: gold.py:short}}
+  dpo: {{kind: dpo, data: preferred, model: policy, train: {{max_steps: 2, batch_size: 4, learning_rate: 1.0e-3}}}}
   report:
     kind: evaluate
     data: asks
@@ -60,6 +62,7 @@ def test_each_round_samples_from_the_round_before_and_one_more_runs_alone(
     assert [one["name"] for one in candidates["inputs"]] == ["dpo-1"]
     assert {one["name"] for one in second["inputs"] if one["field"] == "model"} == {"dpo-1"}
     assert [first["seed"], second["seed"]] == [7, 8]
+    assert {record["source"] for record in second["data"].values()} == {"preferred-2"}
     rows = [
         [json.loads(line) for line in file.read_text().splitlines()]
         for number in (1, 2)
@@ -71,4 +74,4 @@ def test_each_round_samples_from_the_round_before_and_one_more_runs_alone(
     more = call("plan", recipe, "--store", "store", "--json", "--set", "groups.online.rounds=3", cwd=tmp_path)
     assert more.returncode == 0, more.stdout + more.stderr
     pending = {one["name"] for one in json.loads(more.stdout)["stages"] if one["status"] == "pending"}
-    assert pending == {"candidates-3", "dpo-3", "report"}
+    assert pending == {"candidates-3", "judge-3", "dpo-3", "report"}
