@@ -350,3 +350,21 @@ def test_agreement_with_people_knows_pairs_by_their_texts() -> None:
     assert agreement is not None
     # 0 agrees, 1 does not, 2 flips; 3 is split between people, 4 has no verdict, nobody judged 9
     assert (agreement.pairs, agreement.same.value) == (3, pytest.approx(1 / 3))
+
+
+def test_kappa_does_not_depend_on_the_chosen_response_standing_first() -> None:
+    pairs = [_pair(f"good {i}", f"bad {i}", str(i)) for i in range(200)]
+    people = [{**pair.row, "chosen": pair.first, "rejected": pair.second} for pair in pairs]
+    rng = random.Random(0)
+    judged = [JudgedPair(pair, "first" if rng.random() < 0.8 else "second") for pair in pairs]
+    swapped = [
+        JudgedPair(
+            Pair(0, one.pair.row, one.pair.second, one.pair.first), "second" if one.outcome == "first" else "first"
+        )
+        for one in judged
+    ]
+    for own in (judged, swapped):
+        agreement = figures_of(own, seed=0, people=people).people
+        assert agreement is not None and agreement.kappa is not None
+        assert agreement.same.low < 0.8 < agreement.same.high
+        assert agreement.kappa.low < 0.6 < agreement.kappa.high  # by chance half of them agree

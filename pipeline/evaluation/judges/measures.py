@@ -180,8 +180,9 @@ def agreement_with(judged: Sequence[JudgedPair], people: Sequence[Row], *, seed:
         votes = preferred.get(one.pair.identity, [])
         lead = sum(1 if one.pair.is_same_response(turns) else -1 for turns in votes)
         if lead:
-            theirs.append(0 if lead > 0 else 1)
-            own.append({"first": 0, "second": 1}.get(one.outcome, 2))
+            left, right = (0, 1) if one.pair.first_is_left else (1, 0)
+            theirs.append(left if lead > 0 else right)
+            own.append({"first": left, "second": right}.get(one.outcome, 2))
             same.append(theirs[-1] == own[-1])
     if not theirs:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,16 @@ class Pair:
     def identity(self) -> tuple[str, frozenset[str]]:
         """Prompt and responses without their order and white space: equal for the same pair of another source."""
         return conversation_text(self.row["prompt"]), frozenset((_plain(self.first), _plain(self.second)))
+
+    @property
+    def first_is_left(self) -> bool:
+        """Whether the first response stands left in an order that is as good as random and the same in every source.
+
+        Preference rows have the chosen response first. Labels by such a place would all be one class, and their
+        agreement beyond chance would not be known.
+        """
+        first, second = (hashlib.sha256(_plain(turns).encode()).digest() for turns in (self.first, self.second))
+        return first < second
 
     def is_same_response(self, turns: Sequence[Turn]) -> bool:
         """Return whether turns are the first response, white space aside."""
