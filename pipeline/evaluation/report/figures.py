@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _NAME_CHARACTERS, _TITLE_CHARACTERS = 24, 60
 """Most characters in a line of a name beside a figure, and in a line of its title."""
 _MOST_LABELLED = 6
-"""Most models whose values stand beside their dots in the figure of rounds."""
+"""Most models whose values stand below their names in the figure of rounds."""
 _BAR_IN, _LEAST_BAR_IN, _TALLEST_IN = 0.15, 0.07, 16.0
 """Thickness of a bar in inches, and its minimum in a figure that would be taller than `_TALLEST_IN`."""
 
@@ -79,11 +79,11 @@ def _win_rates(report: Report, path: Path) -> Path:
 
 
 def _rounds(report: Report, path: Path) -> Path:
-    """Draw the mean score by the judge over the rounds, with intervals, and each round's change as text."""
+    """Draw the mean score by the judge over the rounds, with intervals; below, each round's change as text."""
     steps = report.rounds or []
     names = [steps[0].before, *(step.model for step in steps)]
     means: list[Estimate] = [mean for name in names if (mean := getattr(report.models[name], report.judge))]
-    figure = new_figure(WIDTH_IN, 3.4)
+    figure = new_figure(WIDTH_IN, 3.6)
     axes = figure.add_subplot()
     places, values = range(len(means)), [mean.value for mean in means]
     axes.plot(places, values, "-", color=RULE, linewidth=2, zorder=2)
@@ -91,27 +91,21 @@ def _rounds(report: Report, path: Path) -> Path:
         colour = PALETTE[0] if place else BASELINE
         axes.vlines(place, mean.low, mean.high, color=colour, linewidth=2.4, zorder=3)
         axes.plot([place], [mean.value], "o", color=colour, markersize=8, markeredgecolor="white", zorder=4)
-        if len(means) <= _MOST_LABELLED:
-            axes.annotate(
-                f"{number(mean.value)}\n{signed_interval(steps[place - 1].delta)}" if place else number(mean.value),
-                (place, mean.low),
-                (0, -7),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                fontsize=8.5,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0},
-                zorder=5,
-            )
-    axes.set_xticks(places, [folded(name, _NAME_CHARACTERS) for name in names])
+    labels = [folded(name, _NAME_CHARACTERS) for name in names]
+    if len(means) <= _MOST_LABELLED:
+        changes = ["", *(f"\n{signed_interval(step.delta)}".replace(" [", "\n[") for step in steps)]
+        labels = [
+            f"{label}\n{number(mean.value)}{change}" for label, mean, change in zip(labels, means, changes, strict=True)
+        ]
+    axes.set_xticks(places, labels)
     if len(means) > _MOST_LABELLED:
         axes.tick_params(axis="x", rotation=90)
     axes.set_xlim(-0.6, len(means) - 0.4)
-    axes.margins(y=0.3)
+    axes.margins(y=0.15)
     axes.grid(axis="y")
     judge = "gold function" if report.judge == "gold" else "reward model"
     axes.set_ylabel("mean score")
-    _title(figure, f"Rounds, judged by the {judge}; below: change over the round before")
+    _title(figure, f"Rounds and their changes, judged by the {judge}")
     return save(figure, path, title="Rounds")
 
 

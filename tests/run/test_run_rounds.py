@@ -14,15 +14,15 @@ seed: 7
 data:
   asks: {{path: {folder}/asks.jsonl}}
   compared: {{artifact: candidates, file: candidates.jsonl}}
-  preferred: {{artifact: judge, file: preferences.jsonl}}
+  preferred: {{artifact: verdicts, file: preferences.jsonl}}
 groups:
   online:
     rounds: 2
-    stages: [candidates, judge, dpo]
+    stages: [candidates, verdicts, dpo]
     carry: {{policy: {{first: {sft}, then: dpo}}}}
 stages:
   candidates: {{kind: sample, data: asks, models: [policy], n: 2, max_new_tokens: 12, limit: 12}}
-  judge: {{kind: judge, data: compared, function: gold.py:short}}
+  verdicts: {{kind: judge, data: compared, function: gold.py:short}}
   dpo: {{kind: dpo, data: preferred, model: policy, train: {{max_steps: 2, batch_size: 4, learning_rate: 1.0e-3}}}}
   report:
     kind: evaluate
@@ -74,4 +74,4 @@ def test_each_round_samples_from_the_round_before_and_one_more_runs_alone(
     more = call("plan", recipe, "--store", "store", "--json", "--set", "groups.online.rounds=3", cwd=tmp_path)
     assert more.returncode == 0, more.stdout + more.stderr
     pending = {one["name"] for one in json.loads(more.stdout)["stages"] if one["status"] == "pending"}
-    assert pending == {"candidates-3", "judge-3", "dpo-3", "report"}
+    assert pending == {"candidates-3", "verdicts-3", "dpo-3", "report"}
