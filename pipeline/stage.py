@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
 from pipeline.kind.compute import ComputeSettings
-from pipeline.kind.markers import Among, Code, Data, Input, Runtime, Shape, Shapes
+from pipeline.kind.markers import Among, Code, Data, Input, PerRound, Runtime, Shape, Shapes
 from pipeline.kind.results import Event, Rejected, StageResult
 from pipeline.kind.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 from pipeline.parallel.dims import ParallelDims
@@ -333,6 +333,7 @@ __all__ = [
     "Event",
     "Input",
     "Kind",
+    "PerRound",
     "Rejected",
     "ResolvedInput",
     "Rows",

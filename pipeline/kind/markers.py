@@ -61,3 +61,8 @@ class Among:
     """
 
     field: str
+
+
+@dataclass(frozen=True)
+class PerRound:
+    """Marks a field whose text names something that two rounds must not share: a round's number is appended to it."""

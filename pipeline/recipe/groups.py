@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import Problem, listed, nearest
 from pipeline.recipe.checking import validate
 from pipeline.recipe.document import Node
-from pipeline.stage import KINDS, Among, Data, Input
+from pipeline.stage import KINDS, Among, Data, Input, PerRound
 
 MOST_ROUNDS = 100
 SEEDS = 2**32
@@ -282,6 +282,9 @@ class _Expanding:
         body = dict(node.value)
         for key in _fields(node, Data):
             body[key] = self.source_of_round(body[key], group, number)
+        for key in _fields(node, PerRound):
+            if isinstance(body[key].value, str) and body[key].value:
+                body[key] = Node(f"{body[key].value}-{number}", body[key].place)
         seed = body.get("seed") or self.tree.mapping.get("seed") or Node(0, node.place)
         if number > 1 and isinstance(seed.value, int):
             body["seed"] = Node((seed.value + number - 1) % SEEDS, seed.place)

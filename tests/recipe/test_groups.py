@@ -96,6 +96,13 @@ def test_the_seed_of_a_stage_counts_up_and_stays_in_range(write: Callable[..., P
     assert [recipe.stages[f"candidates-{number}"].seed for number in (1, 2, 3)] == [4294967295, 0, 1]
 
 
+def test_rounds_share_no_batch_of_labels(write: Callable[..., Path]) -> None:
+    given: Any = load(write(("data: compared}", "data: compared, batch: mine}"))).stages
+    assert [given[f"labels-{number}"].config.batch for number in (1, 2, 3)] == ["mine-1", "mine-2", "mine-3"]
+    plain: Any = load(write()).stages
+    assert plain["labels-2"].config.batch == ""  # the name of the stage
+
+
 def test_set_profiles_and_extends_change_a_group(write: Callable[..., Path]) -> None:
     file = write()
     assert "dpo-4" in load(file, overrides=["groups.online.rounds=4"]).stages

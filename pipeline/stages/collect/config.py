@@ -23,7 +23,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.kind.traits import Packages, Traits
-from pipeline.stage import Data, Runtime, StageConfig, register_kind
+from pipeline.stage import Data, PerRound, Runtime, StageConfig, register_kind
 
 
 class Config(StageConfig):
@@ -43,7 +43,7 @@ class Config(StageConfig):
     labels_per_item: int = Field(default=1, ge=1)
     overlap: float = Field(default=0.0, ge=0, le=1)
     guidelines: str = ""
-    batch: Annotated[str, Runtime()] = ""
+    batch: Annotated[str, Runtime(), PerRound()] = ""
     ledger: Annotated[str | None, Runtime()] = None
 
 
