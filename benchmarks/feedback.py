@@ -38,11 +38,12 @@ def show(figure: str, value: float, bar: str = "", **more: Any) -> None:
     print(json.dumps({"figure": figure, "value": round(value, 4), "bar": bar, **more}, ensure_ascii=False), flush=True)
 
 
-def trueup(*arguments: str, expect: int = 0) -> None:
-    """Run a command of trueup, or end with what it said."""
+def trueup(*arguments: str, expect: int = 0) -> str:
+    """Run a command of trueup and return its output, or end with what it said."""
     done = subprocess.run([*TRUEUP, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != expect:
         sys.exit(f"trueup {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}")
+    return done.stdout
 
 
 def gold() -> Any:

@@ -33,8 +33,9 @@ def main() -> None:
         started = time.perf_counter()
         trueup("run", RECIPE, "--store", store, *changes)
         show("seconds", round(time.perf_counter() - started, 1))
-        files = sorted((Path(store) / "report").glob("*/report.json"), key=lambda file: file.stat().st_mtime)
-        report = json.loads(files[-1].read_text())
+        plan = json.loads(trueup("plan", RECIPE, "--store", store, "--json", *changes))
+        (fingerprint,) = (stage["fingerprint"] for stage in plan["stages"] if stage["name"] == "report")
+        report = json.loads((Path(store) / "report" / fingerprint[:12] / "report.json").read_text())
     for number, step in enumerate(report["rounds"], 1):
         delta, rate = step["delta"], step["win_rate"]
         mean = report["models"][step["model"]]["gold"]["value"]

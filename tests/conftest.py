@@ -404,8 +404,8 @@ def run_stage(tmp_path: Path) -> Iterator[Callable[..., Ran]]:
     """Run one stage in this process, as a job of the runner, and return what it did.
 
     ``data`` maps a field to a file or a `DataSource`, ``inputs`` a field to one input or a list. ``expect`` is
-    ``done``, ``failed`` or ``stopped``; None takes any. Pictures take longer to draw than a few steps to train: only with ``pictures``
-    are they more than an empty file. Stages in processes of their own always draw them.
+    ``done``, ``failed`` or ``stopped``; None takes any. Pictures take longer to draw than a few steps to train: only
+    with ``pictures`` are they more than an empty file. Stages in processes of their own always draw them.
     """
     import torch
     from matplotlib.figure import Figure

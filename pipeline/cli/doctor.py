@@ -42,6 +42,7 @@ OPTIONAL = {
     "bitsandbytes": ("adapter.quantize: 4bit or 8bit", "pip install 'trueup[quantize]'"),
     "submitit": ("compute.launcher: slurm", "pip install 'trueup[slurm]'"),
     "sqlalchemy": ("trueup collect, the labelling app", "pip install 'trueup[collect]'"),
+    "openai": ("a judge behind an endpoint", "pip install 'trueup[judge]'"),
     "pyarrow": ("Parquet data files", "pip install pyarrow"),
 }
 """Optional packages: what each enables, and how to install it."""

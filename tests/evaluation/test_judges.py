@@ -20,16 +20,18 @@ from pipeline.evaluation.judges.verdicts import (
     NoVerdictError,
     OrderVerdict,
     Reply,
+    TokenLogprobs,
     bradley_terry,
     joined,
     read_verdict,
+    verdict_logprobs,
     verdict_of,
 )
 
 
 def _reply(text: str, *logprobs: tuple[str, dict[str, float]]) -> Reply:
-    tokens = [(token, [(one, math.log(share)) for one, share in top.items()]) for token, top in logprobs]
-    return {"text": text, "logprobs": tokens, "prompt_tokens": 9, "completion_tokens": 1}
+    tokens = [TokenLogprobs(token, [(one, math.log(share)) for one, share in top.items()]) for token, top in logprobs]
+    return {"text": text, "logprobs": verdict_logprobs(text, tokens), "prompt_tokens": 9, "completion_tokens": 1}
 
 
 def _turns(text: str, role: str = "assistant") -> list[dict[str, str]]:
@@ -68,7 +70,9 @@ def test_anything_else_is_no_verdict_and_no_tie(text: str) -> None:
 def test_the_probabilities_of_the_verdict_s_token_are_used() -> None:
     # P(A) = 0.6, P(B) = 0.2, P(tie) = 0.1, the rest is something else: (0.6 + 0.05) / 0.9
     top = {"A": 0.5, " A": 0.1, "B": 0.2, "tie": 0.1, "The": 0.1}
-    verdict = read_verdict(_reply("well\nA", ("well", {"well": 1.0}), ("\n", {"\n": 1.0}), ("A", top)))
+    reply = _reply("well\nA", ("well", {"well": 1.0}), ("\n", {"\n": 1.0}), ("A", top))
+    assert [len(others) for _, others in reply["logprobs"]] == [0, 0, 4]  # what is no verdict is not kept
+    verdict = read_verdict(reply)
     assert verdict.choice == "A"
     assert verdict.probability == pytest.approx(0.65 / 0.9)
     assert read_verdict(_reply("A", ("B", {"B": 1.0}))).probability == 1.0  # the tokens are not those of the text
@@ -317,7 +321,7 @@ def test_errors_and_parse_failures_are_shares_of_the_asked_pairs() -> None:
     judged = [
         JudgedPair(_pair("a", "b", "1"), "first", 0.9, (said, OrderVerdict("B", 0.0))),
         JudgedPair(_pair("a", "b", "2"), "error", None, (said, None), error="HTTP 500"),
-        JudgedPair(_pair("a", "b", "3"), "error", None, (None, said), error="x", is_parse_failure=True),
+        JudgedPair(_pair("a", "b", "3"), "error", None, (None, said), error="x", unreadable={0: "well"}),
         JudgedPair(_pair("a", "a", "4"), "equal"),
     ]
     figures = figures_of(judged, seed=0)

@@ -74,6 +74,16 @@ def test_the_smoke_profile_only_shortens(tmp_path: Path) -> None:
     assert recipe.stages["sft"].config.train.max_steps == 20  # type: ignore[attr-defined]
 
 
+def test_the_judge_of_rlaif_may_be_a_server(tmp_path: Path) -> None:
+    file = ROOT / "recipes" / "rlaif.yaml"
+    for profile, judge in ((None, "function"), ("endpoint", "endpoint")):
+        plan = make_plan(load(file, profile=profile), Store(tmp_path / "store"))
+        config = next(stage.spec.config for stage in plan.stages if stage.spec.name == "verdicts")
+        assert [name for name in ("reward", "function", "endpoint") if getattr(config, name) is not None] == [judge]
+        dpo = next(stage for stage in plan.stages if stage.spec.name == "dpo")
+        assert dpo.data["data"].input is not None and dpo.data["data"].input.name == "verdicts"
+
+
 def test_without_its_folder_the_real_recipe_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.errors import PipelineError
 

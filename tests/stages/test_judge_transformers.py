@@ -29,8 +29,8 @@ from pipeline.evaluation.judges.pairs import pairs_of
 
 pytest.importorskip("fastapi", reason="`transformers serve` needs fastapi, of the extra `test`")
 
-SMOLLM = "TRUEUP_SMOLLM2"
-"""Variable with the folder of SmolLM2-135M-Instruct, with its weights."""
+MODELS = Path(os.environ.get("TRUEUP_REAL_MODELS") or Path(__file__).parents[3] / "shared" / "models")
+SMOLLM = MODELS / "smollm2-135m-instruct"
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serve")]
 
@@ -141,9 +141,8 @@ def _told(ran: Any) -> Path:
 def test_an_instruction_tuned_model_judges_real_pairs(
     tmp_path: Path, run_stage: Callable[..., Any], write_jsonl: Any
 ) -> None:
-    folder = Path(os.environ.get(SMOLLM, ""))
-    if not os.environ.get(SMOLLM) or not (folder / "config.json").is_file():
-        pytest.skip(f"{SMOLLM} names no folder with SmolLM2-135M-Instruct and its weights")
+    if not (SMOLLM / "model.safetensors").is_file():
+        pytest.skip("TRUEUP_REAL_MODELS names no folder with smollm2-135m-instruct and its model.safetensors")
     questions = {
         "What is the capital of France?": ("The capital of France is Paris.", "I like cheese."),
         "Name a colour.": ("Blue is a colour.", "Seven."),
@@ -151,8 +150,8 @@ def test_an_instruction_tuned_model_judges_real_pairs(
     }
     rows = [{"prompt": asked, "chosen": good, "rejected": bad} for asked, (good, bad) in questions.items()]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
-    with _served(folder, tmp_path / "home") as url:
-        endpoint = {"url": url, "model": str(folder), "max_tokens": 24, "parallel": 1, "timeout_s": 600}
+    with _served(SMOLLM, tmp_path / "home") as url:
+        endpoint = {"url": url, "model": str(SMOLLM), "max_tokens": 24, "parallel": 1, "timeout_s": 600}
         config = {"endpoint": endpoint, "max_errors": 1.0}
         ran = run_stage("judge", config, data={"data": file}, out=tmp_path / "store" / ".work" / "one", expect=None)
     # It is too small to judge, or to end as asked: what it does is told, pair by pair.

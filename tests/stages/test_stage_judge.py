@@ -159,6 +159,37 @@ def test_a_reward_model_judges_the_answers_of_checkpoints(
     assert metrics["people_kappa_low"] <= metrics["people_kappa"] <= metrics["people_kappa_high"]
 
 
+RECIPE = """
+name: rlaif
+seed: 7
+data:
+  asks: {{path: {folder}/asks.jsonl}}
+  compared: {{artifact: candidates, file: candidates.jsonl}}
+  preferred: {{artifact: verdicts, file: preferences.jsonl}}
+stages:
+  candidates: {{kind: sample, data: asks, models: [{sft}], n: 3, max_new_tokens: 12}}
+  verdicts: {{kind: judge, data: compared, reward: {rm}, pairs_per_prompt: 0}}
+  tuned: {{kind: dpo, data: preferred, model: {sft}, train: {{max_steps: 2, batch_size: 4}}}}
+compute: {{threads: 1}}
+"""
+
+
+@pytest.mark.slow
+def test_sampled_answers_are_judged_and_trained_on(tmp_path: Path, chain: Any, call: Any) -> None:
+    recipe = tmp_path / "rlaif.yaml"
+    recipe.write_text(
+        RECIPE.format(folder=chain.recipe.parent, sft=chain["sft"].path, rm=chain["rm"].path), encoding="utf-8"
+    )
+    done = call("run", recipe, "--store", "store", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifests = {
+        name: json.loads(next((tmp_path / "store" / name).glob("*/manifest.json")).read_text())
+        for name in ("verdicts", "tuned")
+    }
+    assert manifests["tuned"]["rows"]["train"] == manifests["verdicts"]["rows"]["pairs"] > 10
+    assert manifests["verdicts"]["metrics"]["preferences"] == manifests["verdicts"]["rows"]["pairs"]
+
+
 def test_a_server_is_asked_in_both_orders_and_its_verdicts_become_pairs(
     judge: Callable[..., Any], serve: Callable[[Decide], JudgeServer]
 ) -> None:
@@ -281,7 +312,10 @@ def test_what_fails_for_good_is_an_error_and_never_cached(
     (row,) = [row for row in _read(ran, "verdicts.jsonl") if row["outcome"] == "error"]
     assert reason in row["error"]
     assert row["prompt"][0]["content"] == "question 3"
-    assert [order is None for order in row["orders"]].count(True) == 1  # the other order has its verdict
+    (verdict,) = {order["verdict"] for order in row["orders"] if order is not None} - {None}  # of the other order
+    assert verdict in ("A", "B")
+    replies = [order["reply"] for order in row["orders"] if order is not None and order["verdict"] is None]
+    assert replies == (["I like both."] if "no verdict" in reason else [])
     metrics = ran.outcome.result.metrics
     assert (metrics["errors"], metrics["preferences"], metrics["ties"]) == (1.0, 7.0, 0.0)
     assert metrics["parse_failures"] == float("no verdict" in reason)

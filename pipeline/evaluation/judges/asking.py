@@ -96,6 +96,7 @@ class Answered:
     Attributes:
         replies: replies by the key of their request.
         failures: reasons of those that failed, by the same key.
+        useless: replies without a verdict, which are among the failures.
         is_alive: whether the server has replied at all, also without a verdict.
         is_stopped: whether the run was asked to stop.
         gave_up: why no more were sent; empty if all were.
@@ -103,6 +104,7 @@ class Answered:
 
     replies: dict[str, Reply] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    useless: dict[str, Reply] = field(default_factory=dict)
     is_alive: bool = False
     is_stopped: bool = False
     gave_up: str = ""
@@ -220,9 +222,10 @@ def _take(answered: Answered, ended: Mapping[str, Reply | Exception], watch: Wat
             raise result
     if replies:
         answered.is_alive = True
-        useless = watch.keep(replies)
-        answered.failures |= useless
-        answered.replies |= {key: reply for key, reply in replies.items() if key not in useless}
+        reasons = watch.keep(replies)
+        answered.failures |= reasons
+        for key, reply in replies.items():
+            (answered.useless if key in reasons else answered.replies)[key] = reply
     if not answered.is_alive and not hopeless and len(answered.failures) >= max(UNANSWERED, 2 * parallel):
         first = next(iter(answered.failures.values()))
         hopeless = f"none of the first {counted(len(answered.failures), 'call')} was answered: {first}"

@@ -20,7 +20,7 @@ from openai.types.chat import ChatCompletion
 from pipeline.evaluation.judges.asking import Budget, FailedCallError
 from pipeline.evaluation.judges.endpoint import Endpoint
 from pipeline.evaluation.judges.prompting import BYTES_PER_TOKEN, VerdictRequest
-from pipeline.evaluation.judges.verdicts import Reply
+from pipeline.evaluation.judges.verdicts import Reply, TokenLogprobs, verdict_logprobs
 
 RETRIED = frozenset({408, 409, 429})
 HOPELESS = frozenset({401, 403, 404})
@@ -158,11 +158,11 @@ def _reply(completion: object, request: VerdictRequest) -> Reply:
     if not isinstance(text, str):
         raise FailedCallError(f"the answer has no text (finish_reason {choice.finish_reason})")
     content = (choice.logprobs.content if choice.logprobs is not None else None) or []
-    logprobs = [(one.token, [(other.token, other.logprob) for other in one.top_logprobs]) for one in content]
+    tokens = [TokenLogprobs(one.token, [(other.token, other.logprob) for other in one.top_logprobs]) for one in content]
     usage = completion.usage or _Usage(request.prompt_tokens, -(-len(text.encode()) // BYTES_PER_TOKEN))
     return Reply(
         text=text,
-        logprobs=logprobs,
+        logprobs=verdict_logprobs(text, tokens),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
     )

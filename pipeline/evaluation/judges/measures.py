@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class JudgedPair:
             the judge scores each response alone, and for equal responses.
         scores: scores of both responses, if the judge scores each alone.
         error: why a verdict is missing.
-        is_parse_failure: whether a reply has no verdict in the format that was asked for.
+        unreadable: replies that have no verdict in the format that was asked for, by their place in `orders`.
     """
 
     pair: Pair
@@ -44,7 +44,12 @@ class JudgedPair:
     orders: tuple[OrderVerdict | None, ...] = ()
     scores: tuple[float, float] | None = None
     error: str = ""
-    is_parse_failure: bool = False
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def is_parse_failure(self) -> bool:
+        """Whether a reply has no verdict in the format that was asked for."""
+        return bool(self.unreadable)
 
     @property
     def prompt(self) -> str:

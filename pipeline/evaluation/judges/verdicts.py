@@ -50,7 +50,7 @@ class Reply(TypedDict):
 
     Attributes:
         text: the text.
-        logprobs: its tokens, each with the most likely tokens at its place; empty if the server gives none.
+        logprobs: its tokens, each with the most likely verdicts at its place; empty if the server gives none.
         prompt_tokens: tokens of the request.
         completion_tokens: tokens of the reply.
     """
@@ -59,6 +59,16 @@ class Reply(TypedDict):
     logprobs: list[tuple[str, list[tuple[str, float]]]]
     prompt_tokens: int
     completion_tokens: int
+
+
+def verdict_logprobs(text: str, tokens: Sequence[TokenLogprobs]) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Return the tokens of a reply with those of the most likely tokens that are verdicts; the others are not needed.
+
+    Empty if the tokens do not make up the text, as where one of them ends inside a character.
+    """
+    if "".join(one.token for one in tokens) != text:
+        return []
+    return [(one.token, [other for other in one.top if _ONLY_VERDICT.fullmatch(other[0])]) for one in tokens]
 
 
 class NoVerdictError(ValueError):
@@ -105,31 +115,30 @@ def read_verdict(reply: Reply, weights: Mapping[str, float] | None = None) -> Or
         verdict = _ONLY_VERDICT.fullmatch(last.group())
         if verdict is None:
             raise NoVerdictError(f"its last line is {_short(last.group())}")
-        choice, probability = _read_at(verdict.group(1), last.start() + verdict.start(1), text, tokens)
+        choice, probability = _read_at(verdict.group(1), last.start() + verdict.start(1), tokens)
         return OrderVerdict(choice, probability, {}, text)
     criteria = {}
     for name in weights:
         lines = list(re.finditer(rf"^{_MARKS}{re.escape(name)}{_MARKS}:{_VERDICT}$", text, re.MULTILINE))
         if len(lines) != 1:
             raise NoVerdictError(f"it has {'no line' if not lines else 'several lines'} with a verdict on `{name}`")
-        criteria[name] = _read_at(lines[0].group(1), lines[0].start(1), text, tokens)[1]
+        criteria[name] = _read_at(lines[0].group(1), lines[0].start(1), tokens)[1]
     combined = sum(weights[name] * value for name, value in criteria.items()) / sum(weights.values())
     return verdict_of(combined, text, criteria)
 
 
-def _read_at(word: str, place: int, text: str, tokens: Sequence[TokenLogprobs]) -> tuple[Choice, float]:
+def _read_at(word: str, place: int, tokens: Sequence[TokenLogprobs]) -> tuple[Choice, float]:
     """Return the verdict at a place of a reply, by the probabilities of the token there if they are known."""
     masses = {"A": 0.0, "B": 0.0, "tie": 0.0}
-    if "".join(one.token for one in tokens) == text:
-        end = 0
-        for one in tokens:
-            end += len(one.token)
-            if end > place:
-                for alternative, logprob in one.top:
-                    verdict = _ONLY_VERDICT.fullmatch(alternative)
-                    if verdict is not None:
-                        masses[_named(verdict.group(1))] += math.exp(logprob)
-                break
+    end = 0
+    for one in tokens:
+        end += len(one.token)
+        if end > place:
+            for alternative, logprob in one.top:
+                verdict = _ONLY_VERDICT.fullmatch(alternative)
+                if verdict is not None:
+                    masses[_named(verdict.group(1))] += math.exp(logprob)
+            break
     total = sum(masses.values())
     if total == 0:
         return _named(word), _PROBABILITY[_named(word)]

@@ -17,7 +17,7 @@ from pipeline.evaluation.judges.measures import JudgedPair
 from pipeline.evaluation.judges.pairs import Pair
 from pipeline.evaluation.judges.prompting import VerdictRequest, weights_of
 from pipeline.evaluation.judges.report import Spent
-from pipeline.evaluation.judges.verdicts import NoVerdictError, OrderVerdict, Reply, joined, read_verdict
+from pipeline.evaluation.judges.verdicts import NoVerdictError, Reply, joined, read_verdict
 from pipeline.stage import StageContext
 
 UNREADABLE = "no verdict in the reply"
@@ -64,8 +64,9 @@ def judge_by_calls(ctx: StageContext, endpoint: Endpoint, pairs: Sequence[Pair],
     if answered.is_stopped:
         ctx.stop_if_asked()
     replies = {**known, **answered.replies}
-    failures = {key: f"not asked: {answered.gave_up}" for key in unique if key not in replies} | answered.failures
-    judged = [_judged(endpoint, pair, asking.requests.get(i), replies, failures) for i, pair in enumerate(pairs)]
+    not_asked = [key for key in unique if key not in replies and key not in answered.failures]
+    answered.failures |= dict.fromkeys(not_asked, f"not asked: {answered.gave_up}")
+    judged = [_judged(endpoint, pair, asking.requests.get(i), replies, answered) for i, pair in enumerate(pairs)]
     tokens = sum(reply["prompt_tokens"] + reply["completion_tokens"] for reply in replies.values())
     return Verdicts(judged, Spent(len(replies), tokens), len(known), budget.calls, answered.gave_up)
 
@@ -118,26 +119,19 @@ def _judged(
     pair: Pair,
     requests: tuple[VerdictRequest, VerdictRequest] | None,
     replies: Mapping[str, Reply],
-    failures: Mapping[str, str],
+    answered: Answered,
 ) -> JudgedPair:
     """Return what becomes of a pair."""
     if requests is None:
         return JudgedPair(pair, "equal")
-    weights = weights_of(endpoint.rubric)
-    orders: list[OrderVerdict | None] = []
-    errors = []
-    for request in requests:
-        reply = replies.get(request.key)
-        orders.append(read_verdict(reply, weights) if reply is not None else None)
-        if reply is None:
-            errors.append(failures[request.key])
-    straight, swapped = orders
-    if straight is None or swapped is None:
-        is_parse_failure = any(error.startswith(UNREADABLE) for error in errors)
-        error = "; ".join(dict.fromkeys(errors))
-        return JudgedPair(pair, "error", None, (straight, swapped), error=error, is_parse_failure=is_parse_failure)
-    outcome, probability = joined(straight, swapped)
-    return JudgedPair(pair, outcome, probability, (straight, swapped))
+    weights, keys = weights_of(endpoint.rubric), [request.key for request in requests]
+    straight, swapped = (read_verdict(replies[key], weights) if key in replies else None for key in keys)
+    if straight is not None and swapped is not None:
+        outcome, probability = joined(straight, swapped)
+        return JudgedPair(pair, outcome, probability, (straight, swapped))
+    error = "; ".join(dict.fromkeys(answered.failures[key] for key in keys if key not in replies))
+    unreadable = {i: answered.useless[key]["text"] for i, key in enumerate(keys) if key in answered.useless}
+    return JudgedPair(pair, "error", None, (straight, swapped), error=error, unreadable=unreadable)
 
 
 def failure_of(verdicts: Verdicts, max_errors: float, told_in: Path) -> PipelineError | None:

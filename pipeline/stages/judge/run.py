@@ -67,8 +67,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         tokens=verdicts.spent.tokens,
         trainer_seconds=time.perf_counter() - started,
         rows={"pairs": len(preferences), "judged": len(judged)},
-        summary=f"{counted(len(preferences), 'preference')} from {counted(len(judged), 'pair')}; "
-        f"{counted(figures.flips, 'verdict')} flipped",
+        summary=f"{counted(len(preferences), 'preference')} from {counted(len(judged), 'pair')}"
+        + (f"; {counted(figures.flips, 'verdict')} flipped" if figures.flip_rate is not None else ""),
     )
 
 
@@ -133,7 +133,7 @@ def _verdict_row(one: JudgedPair) -> JsonObject:
         "probability": one.probability,
     }
     if one.orders:
-        row["orders"] = [_order(verdict) for verdict in one.orders]
+        row["orders"] = [_order(verdict, one.unreadable.get(i, "")) for i, verdict in enumerate(one.orders)]
     if one.scores is not None:
         row["scores"] = list(one.scores)
     if one.error:
@@ -141,10 +141,10 @@ def _verdict_row(one: JudgedPair) -> JsonObject:
     return row
 
 
-def _order(verdict: OrderVerdict | None) -> JsonObject | None:
-    """Return the verdict in one order; the second order shows the second response as A."""
+def _order(verdict: OrderVerdict | None, unreadable: str) -> JsonObject | None:
+    """Return the verdict in one order, or a reply without one; the second order shows the second response as A."""
     if verdict is None:
-        return None
+        return {"verdict": None, "reply": unreadable} if unreadable else None
     row: JsonObject = {"verdict": verdict.choice, "probability": verdict.probability}
     if verdict.criteria:
         row["criteria"] = dict(verdict.criteria)
