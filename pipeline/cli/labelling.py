@@ -45,18 +45,7 @@ def open_app(
         PipelineError: nobody has a link, a link of nobody is to be replaced, or the address cannot be listened on.
     """
     queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
-    known = queue.people()
-    roles = _roles(names, known)
-    if unknown := [name for name in new_link if name not in known and name not in roles]:
-        expected = f"one of {', '.join(known)}" if known else "somebody who has a link"
-        remedy = f"--annotators {unknown[0]} makes a first link"
-        raise PipelineError(Problem(f"--new-link {unknown[0]}: nobody has this name", expected, remedy))
-    roles = {name: person.role for name, person in known.items()} | roles
-    invited = dict.fromkeys([*(name for name in roles if name not in known), *new_link])
-    if "lead" in roles.values():
-        check_has_lead(collection)
-    if not known and not invited:
-        raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
+    roles, invited = _invited(collection, queue, names, new_link)
     listener = listen(host, port)
     live = _live(collection)
     shown_host = f"[{host}]" if ":" in host else host
@@ -70,7 +59,7 @@ def open_app(
         print(f"{name}: {link(address, queue.invite(name, roles[name]), roles[name])}")
     if invited:
         print_line("A link is shown once: hand each to its person.")
-    for name in known:
+    for name in roles:
         if name not in invited:
             print_line(f"{name} has a link already (--new-link {name} makes another)")
     _tell_probes(collection.batch.probes)
@@ -85,6 +74,28 @@ def open_app(
         if live:
             live.answering.stop()
         collection.note_head()
+
+
+def _invited(
+    collection: Collection, queue: LabelQueue, names: Mapping[Role, str], new_link: Sequence[str]
+) -> tuple[dict[str, Role], list[str]]:
+    """Return everybody's role, and who is given a link.
+
+    Raises:
+        PipelineError: a link of nobody is to be replaced, nobody has a link, or a lead has no page.
+    """
+    known = queue.people()
+    roles = _roles(names, known)
+    if unknown := [name for name in new_link if name not in known and name not in roles]:
+        expected = f"one of {', '.join(known)}" if known else "somebody who has a link"
+        remedy = f"--annotators {unknown[0]} makes a first link"
+        raise PipelineError(Problem(f"--new-link {unknown[0]}: nobody has this name", expected, remedy))
+    roles = {name: person.role for name, person in known.items()} | roles
+    if "lead" in roles.values():
+        check_has_lead(collection)
+    if not roles:
+        raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
+    return roles, list(dict.fromkeys([*(name for name in roles if name not in known), *new_link]))
 
 
 def _roles(names: Mapping[Role, str], known: Mapping[str, Person]) -> dict[str, Role]:
