@@ -141,7 +141,7 @@ class StageContext:
             to it, and only the stage's manifest reads it (`runtime.ran`).
         set_aside: writes rows of a field's source that cannot be rendered to its rejects and returns true; returns
             false when the source stops at bad rows.
-        responses: folder where sampled responses are kept for every stage of the store; None outside a store.
+        responses: folder where sampled responses are kept for every stage; None keeps them for this stage only.
     """
 
     name: str

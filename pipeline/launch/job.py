@@ -61,7 +61,7 @@ class Job:
         node_rank: rank of this machine.
         token: id of node 0's run, when several machines run the stage.
         warnings: warnings of the plan that the stage's report repeats.
-        responses: folder of the store where sampled responses are kept; None outside a store.
+        responses: folder where sampled responses are kept for every stage; None keeps them for this stage only.
     """
 
     name: str

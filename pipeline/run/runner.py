@@ -202,7 +202,7 @@ def _run_stage(run: _Execution, planned: PlannedStage) -> StageDone:
         )
         run.view.stage_started(planned, resumed=resumed)
         job = job_of(run.plan, planned, run.done, area.payload, area.scratch, run.run_dir)
-        job = replace(job, responses=responses_folder(run.store.root))
+        job = replace(job, responses=reusable_responses(run.store, planned))
         if kind_of(planned.spec.kind).makes == "report":
             job = replace(job, warnings=overlap_warnings(run.plan, planned, run.store))
         outcome = _run_job(run, planned, job)
@@ -303,6 +303,11 @@ def job_of(
         code_dirs=tuple(plan.recipe.search_dirs),
         fingerprint=planned.fingerprint,
     )
+
+
+def reusable_responses(store: Store, planned: PlannedStage) -> Path | None:
+    """Return the folder of responses that a stage may reuse; None for a forced stage, which samples anew."""
+    return None if FORCED in planned.why else responses_folder(store.root)
 
 
 def _resolve(item: PlannedInput, done: Mapping[str, StageDone]) -> ResolvedInput:

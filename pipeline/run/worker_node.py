@@ -11,14 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.artifacts import Store
-from pipeline.artifacts.responses import responses_folder
 from pipeline.errors import Interrupted, PipelineError, Problem, StageFailed
 from pipeline.launch.job import Outcome
 from pipeline.launch.local import run_job, warm_up
 from pipeline.plan import Plan, PlannedStage
 from pipeline.recipe import Compute
 from pipeline.run.coordinator import POLL_S, Command, Coordinator, coordinator_of, nodes_of
-from pipeline.run.runner import RunReport, StageDone, StopRequest, View, failure_of, job_of
+from pipeline.run.runner import RunReport, StageDone, StopRequest, View, failure_of, job_of, reusable_responses
 from pipeline.stage import Event
 
 VISIBLE_S = 30.0
@@ -122,7 +121,7 @@ class _WorkerNode:
         done = {each.stage.spec.name: each for each in self._needs(planned)}
         job = job_of(self.plan, planned, done, folder / "payload", folder / "work", self.coordinator.run_dir)
         job = replace(job, node_rank=self.node, token=self.coordinator.token, log=self._log(command.stage))
-        job = replace(job, responses=responses_folder(self.store.root))
+        job = replace(job, responses=reusable_responses(self.store, planned))
         job = replace(job, compute=Compute(**{**command.compute, "rendezvous": job.compute.rendezvous}))
         self.coordinator.answer(self.node, command)
         outcome = run_job(job, lambda event: self.view.stage_event(planned, event), self.stop.is_asked)

@@ -53,9 +53,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, make_tiny_world: Callable[[
 def run(tmp_path_factory: pytest.TempPathFactory, recipe: Path, chain: Any, call: Any) -> Callable[..., Artifact]:
     """Run a stage in a store of its own, where nothing was answered before, and return its artifact."""
 
-    def stage(name: str, *sets: str, store: Path | None = None) -> Artifact:
+    def stage(name: str, *sets: str, store: Path | None = None, force: bool = False) -> Artifact:
         place = store or _store(tmp_path_factory.mktemp(name) / "store", chain)
-        ended = call("run", recipe, "--store", place, "--only", name, *_options(sets), cwd=recipe.parent)
+        more = [*_options(sets), *(["--force", name] if force else [])]
+        ended = call("run", recipe, "--store", place, "--only", name, *more, cwd=recipe.parent)
         assert ended.returncode == 0, ended.stderr
         return Store(place).artifacts(name)[-1]
 
@@ -80,6 +81,14 @@ def _same_files(one: Artifact, other: Artifact) -> bool:
     return {path: record.sha256 for path, record in one.manifest.files.items()} == {
         path: record.sha256 for path, record in other.manifest.files.items()
     }
+
+
+def test_a_forced_stage_samples_anew(run: Callable[..., Any], tmp_path: Path, chain: Any) -> None:
+    store = _store(tmp_path / "store", chain)
+    first = run("compared", store=store)
+    again = run("compared", store=store, force=True)
+    assert again.manifest.version == 2 and _reused(again) == 0
+    assert _same_files(first, again)
 
 
 @pytest.mark.parametrize(
