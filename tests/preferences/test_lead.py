@@ -384,6 +384,7 @@ def test_a_link_of_another_role_says_where_it_belongs(browser: Any, app: Any) ->
         assert not page.is_visible("#work")
 
 
+@pytest.mark.slow
 def test_the_status_counts_verdicts_apart(people: Path, call: Any) -> None:
     store = people.parent / "store"
     line = (people, "labels", "--store", store)

@@ -264,6 +264,7 @@ def test_a_pair_of_the_batch_is_no_gold_item() -> None:
     assert [item.id.startswith(GOLD) for item in gold] == [True, True] and left_out == 5
 
 
+@pytest.mark.slow
 def test_the_commands_hide_gold_items_and_show_what_they_say(people: Path, call: Any, open_app: Any) -> None:
     known = [json.dumps({"prompt": f"known {n}", "chosen": "right", "rejected": "wrong"}) for n in range(9)]
     known.append((people.parent / "answers.jsonl").read_text().splitlines()[0])

@@ -170,6 +170,7 @@ def test_a_name_has_one_role_and_leads_are_not_counted_on_for_labels(tmp_path: P
     assert again.identify(token) == ("mary", "paused", "lead")
 
 
+@pytest.mark.slow
 def test_the_commands_make_leads(open_app: Callable[..., Any], people: Path, call: Any, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'l.db'}"
     app = open_app("ada", url=url, more=("--lead", "mary"))

@@ -124,6 +124,7 @@ def _peak_mib(pid: int) -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", text).group(1)) / 1024  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc here")
 def test_fifty_megabytes_are_refused_without_being_kept(open_app: Callable[..., Any], tmp_path: Path) -> None:
     app = open_app("ada", url=f"sqlite:///{tmp_path / 'l.db'}", more=("--lead", "lin"))

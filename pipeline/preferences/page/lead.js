@@ -315,7 +315,7 @@ function showItem() {
   turns(at("right").lastElementChild, item.right, false);
   const line = (name, text) => make("li", {}, make("b", { textContent: name }), ` ${text}`);
   at("labels").replaceChildren(
-    ...item.labels.map((one) => line(one.name, `${words(one)}, in ${one.seconds.toFixed(1)} s`)),
+    ...item.labels.map((one) => line(one.name, `${words(one)}, in ${one.seconds.toFixed(1)}\u00a0s`)),
     ...item.skips.map((one) => line(one.name, `skipped it${one.reason ? `: ${one.reason}` : ""}`)),
     ...item.flags.map((one) => line(one.name, `flagged it${one.reason ? `: ${one.reason}` : ""}`)),
     ...(item.final ? [line(item.final.name, `decided: ${words(item.final)}${item.final.reason ? ` (${item.final.reason})` : ""}`)] : []),
