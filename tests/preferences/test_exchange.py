@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from pipeline.preferences.anchors import default_url
 from pipeline.preferences.exchange.export import FORMATS, LABEL_STUDIO_CONFIG, Labels, split_rows
 from pipeline.preferences.exchange.files import content_of
 from pipeline.preferences.exchange.importing import Matcher, events_of, pair_format, said_in
 from pipeline.preferences.exchange.texts import transcript
 from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.labels import Batch, State
-from pipeline.preferences.ledger import Ledger, default_url
+from pipeline.preferences.ledger import Ledger
 from pipeline.recipe import DataSource, load
 from pipeline.records import load as load_rows
 from pipeline.records.files.reader import read_rows
@@ -128,6 +129,56 @@ def test_raw_rows_come_back_as_they_were(tmp_path: Path, row_format: str) -> Non
             assert back == expected
 
 
+@pytest.mark.parametrize("row_format", ["raw", "csv", "parquet"])
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_comments_edits_ratings_and_flags_come_back(tmp_path: Path, row_format: str, is_mirrored: bool) -> None:
+    ledger = Ledger(default_url(tmp_path / "store"), "labels")
+    ledger.extend([("batch", {"salt": "5" * 32})])
+    ratings: Any = {"helpful": {"first": 4, "second": 2, "rationale": "clear"}, "honest": {"better": "first"}}
+    said: Any = {
+        "verdict": "first",
+        "strength": 2,
+        "seconds": 1.5,
+        "swapped": True,
+        "comment": 'a, "b"',
+        "edit": "It is.",
+    }
+    ledger.extend([("label", {"item": ITEMS[0].id, "annotator": "ada", **said, "ratings": ratings})])
+    ledger.extend([("flag", {"item": ITEMS[1].id, "annotator": "ada", "reason": "a name", "flag": "personal data"})])
+    labels = Labels(ITEMS, State().take(ledger.events()), {})
+    file = _written(labels, row_format, tmp_path)
+    first, _ = FORMATS["raw"](labels)[0]
+    assert first.row["ratings"]["honest"] == {"better": "response_a"} and first.row["comment"] == 'a, "b"'
+    rows = (
+        [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in _rows()] if is_mirrored else _rows()
+    )
+    items, _ = items_of(rows)
+    counts: Any = Counter()
+    read = [row.value for row in read_rows(file)]
+    made = events_of(said_in(read, pair_format(read[0] or {}), counts), Matcher(items), State(), file.name, "")
+    assert not counts and not made.counts
+    label, flag = (body for _, body in made.events)
+    assert flag["flag"] == "personal data" and flag["reason"] == "a name"
+    assert label["edit"] == "It is." and label["comment"] == 'a, "b"'
+    assert label["verdict"] == ("second" if is_mirrored else "first")
+    assert label["swapped"] is (not is_mirrored)
+    mirrored = {"helpful": {"second": 4, "first": 2, "rationale": "clear"}, "honest": {"better": "second"}}
+    assert label["ratings"] == (mirrored if is_mirrored else ratings)
+    good, bad = FORMATS["unpaired"](labels)[0]
+    assert (
+        [turn["content"] for turn in good.row["completion"]] == ["It is."]
+        and good.row["label"]
+        and not bad.row["label"]
+    )
+
+
+def test_ratings_that_no_export_writes_are_rows_that_cannot_be_read() -> None:
+    row = {"prompt": "a", "response_a": "b", "response_b": "c", "verdict": "response_a", "person": "ada"}
+    for wrong in ({"ratings": {"helpful": {"response_a": "good"}}}, {"ratings": "{"}, {"flag": "ugly"}):
+        counts: Any = Counter()
+        assert not list(said_in([{**row, **wrong}], "raw", counts)) and counts == {"row that cannot be read": 1}
+
+
 @pytest.mark.parametrize("row_format", ["argilla", "label-studio"])
 def test_records_and_tasks_come_back_without_skips_and_flags(tmp_path: Path, row_format: str) -> None:
     labels = _labels(tmp_path)
@@ -169,6 +220,10 @@ def test_raw_rows_say_all_that_is_known(tmp_path: Path) -> None:
         "event": 5,
         "time": said["time"],
         "reason": None,
+        "comment": None,
+        "edit": None,
+        "ratings": None,
+        "flag": None,
     }
     skipped = rows[-2].row
     assert (skipped["kind"], skipped["verdict"], skipped["left"], skipped["reason"]) == ("skip", None, None, "too long")

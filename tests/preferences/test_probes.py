@@ -13,12 +13,13 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.preferences import label_queue
 from pipeline.preferences.agreement import exported, label_table
+from pipeline.preferences.anchors import default_url
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import LEASE_S, Batch, State
-from pipeline.preferences.ledger import Ledger, default_url
+from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probe_choice import LEAST_APART
 from pipeline.preferences.probe_results import probe_results
 from pipeline.preferences.probes import GOLD, REPEAT, ProbePlan, gold_items, is_probe, repeated

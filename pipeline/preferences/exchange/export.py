@@ -6,14 +6,18 @@ aggregated over people; the other formats have a row or an annotation for each l
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import Decide, decided, exported, majority
 from pipeline.preferences.blinding import pseudonym
+from pipeline.preferences.details import Details
+from pipeline.preferences.edits import chosen_edit, edited
+from pipeline.preferences.events import Rating, Verdict
 from pipeline.preferences.exchange.texts import cell, readable, transcript
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import Answer, State
@@ -89,19 +93,24 @@ def hh_rows(labels: Labels) -> Rows:
 def unpaired_rows(labels: Labels) -> Rows:
     """Return trl's unpaired rows: one for each answer that people found good or bad.
 
-    The preferred response of a decision is good and the other one bad; both are good, or bad, where the decision says
-    so. An answer in several pairs is what most of their decisions say. An answer with as many for as against makes no
-    row, and neither do ties and split votes.
+    The preferred response of a decision, as the people who preferred it edited it, is good and the other one bad. Both
+    are good, or bad, where the decision says so. An answer in several pairs is what most of their decisions say. An
+    answer with as many for as against makes no row, and neither do ties and split votes.
     """
     decisions, without = decided(labels.items, labels.state, labels.decide)
     votes: dict[tuple[str, str], list[int]] = {}
     answers: dict[tuple[str, str], tuple[Turns, Turns]] = {}
-    for place, (verdict, _) in decisions:
+    for index, (verdict, _) in decisions:
         if verdict not in _GOOD:
             without[verdict] += 1
             continue
-        item = labels.items[place]
-        for response, is_good in zip(item.responses, _GOOD[verdict], strict=True):
+        item = labels.items[index]
+        responses = list(item.responses)
+        if verdict in SIDES:
+            place = [*SIDES].index(verdict)
+            edit = chosen_edit(labels.state.labels(item.id).values(), cast(Verdict, verdict))
+            responses[place] = tuple(edited(responses[place], edit))
+        for response, is_good in zip(responses, _GOOD[verdict], strict=True):
             key = repr(item.prompt), repr(response)
             answers.setdefault(key, (item.prompt, response))
             votes.setdefault(key, []).append(1 if is_good else -1)
@@ -129,6 +138,8 @@ def table_rows(labels: Labels) -> Rows:
     for exported_row in rows:
         for column in ("prompt", "response_a", "response_b"):
             exported_row.row[column] = cell(exported_row.row[column])
+        ratings = exported_row.row["ratings"]
+        exported_row.row["ratings"] = json.dumps(ratings, ensure_ascii=False) if ratings else None
     return rows, without
 
 
@@ -143,6 +154,7 @@ def _said(labels: Labels) -> Iterator[tuple[Item, str, Answer]]:
 def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
     first, second = item.responses
     sides = {None: None, False: "response_a", True: "response_b"}
+    details = answer.details or Details()
     return {
         "item": item.id,
         "prompt": list(item.prompt),
@@ -155,10 +167,21 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "seconds": answer.seconds if answer.kind == "label" else None,
         "left": sides[answer.swapped] if answer.kind == "label" else None,
         "guidelines": answer.guidelines or None,
-        "propensity": getattr(item, "propensity", None),
+        "propensity": item.propensity,
         "event": answer.number,
         "time": labels.times.get(answer.number),
         "reason": answer.reason or None,
+        "comment": details.comment or None,
+        "edit": details.edit or None,
+        "ratings": {name: _rating(rating) for name, rating in details.ratings.items()} or None,
+        "flag": details.flag,
+    }
+
+
+def _rating(rating: Rating) -> JsonObject:
+    """Return a rating with the responses named as in a row."""
+    return {
+        SIDES.get(key, key): SIDES.get(str(value), value) if key == "better" else value for key, value in rating.items()
     }
 
 

@@ -31,6 +31,10 @@ _COLUMNS = {
     "event": pa.int64(),
     "time": pa.float64(),
     "reason": pa.string(),
+    "comment": pa.string(),
+    "edit": pa.string(),
+    "ratings": pa.string(),
+    "flag": pa.string(),
 }
 """Columns of a table of labels."""
 

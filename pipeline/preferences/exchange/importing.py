@@ -7,14 +7,16 @@ therefore changes nothing the second time.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject, Row
-from pipeline.preferences.events import EventBody, EventKind, NewEvent, Verdict
+from pipeline.preferences.details import Details
+from pipeline.preferences.events import EventBody, EventKind, FlagKind, NewEvent, Rating, Verdict
 from pipeline.preferences.exchange.texts import Key, keys_of, words
 from pipeline.preferences.items import Item, text_of
 from pipeline.preferences.labels import State
@@ -30,6 +32,7 @@ VERDICTS: Mapping[str, Verdict] = {
 }
 """Words of a verdict; `first` is the response that the row names first."""
 
+RESPONSES: Mapping[str, Verdict] = {"response_a": "first", "response_b": "second"}
 MIRRORED: Mapping[str, Verdict] = {"first": "second", "second": "first"}
 
 
@@ -47,6 +50,7 @@ class Said(NamedTuple):
         left: place of the response on the left of the screen, 0 or 1; None when the row does not say.
         guidelines: version of the guidelines.
         reason: reason for a skip or a flag.
+        details: what else was said; ratings are of ``responses`` in the order of the row.
     """
 
     prompt: str
@@ -59,6 +63,7 @@ class Said(NamedTuple):
     left: int | None = None
     guidelines: str = ""
     reason: str = ""
+    details: Details = Details()
 
 
 def pair_format(row: Row) -> str:
@@ -101,7 +106,37 @@ def _of_raw(row: Row) -> Iterator[Said]:
         left,
         str(row.get("guidelines") or ""),
         str(row.get("reason") or ""),
+        _details(row),
     )
+
+
+def _details(row: Row) -> Details:
+    """Return what a raw row says besides the verdict.
+
+    Raises:
+        ValueError: a flag or ratings are not those of an export.
+    """
+    told = row.get("ratings") or {}
+    ratings = json.loads(told) if isinstance(told, str) else told
+    flag = row.get("flag") or None
+    if flag is not None and flag not in get_args(FlagKind):
+        raise ValueError(flag)
+    by_place = {name: {RESPONSES.get(key, key): value for key, value in one.items()} for name, one in ratings.items()}
+    for one in by_place.values():
+        if "better" in one:
+            one["better"] = RESPONSES.get(one["better"], one["better"])
+    if not all(_is_rating(one) for one in by_place.values()):
+        raise ValueError(told)
+    checked = cast(Mapping[str, Rating], by_place)
+    return Details(str(row.get("comment") or ""), str(row.get("edit") or ""), flag, checked)
+
+
+def _is_rating(said: JsonObject) -> bool:
+    """Return whether a value rates both responses, or compares them."""
+    rated = [said.get(key) for key in ("first", "second") if key in said]
+    is_sound = all(isinstance(value, int) for value in rated) and isinstance(said.get("rationale", ""), str)
+    places = ("first", "second", "tie")
+    return is_sound and (len(rated) == 2 if rated else said.get("better") in places)
 
 
 def _of_pair(row: Row, row_format: str) -> Iterator[Said]:
@@ -320,9 +355,20 @@ def _compared(body: JsonObject, kind: str) -> JsonObject:
 
 def _body(said: Said, item: str, person: str, source: str, *, is_mirrored: bool) -> JsonObject:
     body: JsonObject = {"item": item, "annotator": person, "source": source}
+    details = said.details
     if said.kind != "label":
-        return {**body, "reason": said.reason}
+        return {**body, "reason": said.reason, **({"flag": details.flag} if details.flag else {})}
     verdict = MIRRORED.get(str(said.verdict), said.verdict) if is_mirrored else said.verdict
     swapped = None if said.left is None else (said.left == 1) != is_mirrored
     told = {"verdict": verdict, "strength": said.strength, "seconds": said.seconds, "swapped": swapped}
-    return {**body, **told, **({"guidelines": said.guidelines} if said.guidelines else {})}
+    more: JsonObject = {"guidelines": said.guidelines, "comment": details.comment, "edit": details.edit}
+    more["ratings"] = {name: _mirrored(one) if is_mirrored else one for name, one in details.ratings.items()}
+    return {**body, **told, **{key: value for key, value in more.items() if value}}
+
+
+def _mirrored(rating: Rating) -> JsonObject:
+    """Return a rating with the two responses exchanged."""
+    return {
+        MIRRORED.get(key, key): MIRRORED.get(str(value), value) if key == "better" else value
+        for key, value in rating.items()
+    }
