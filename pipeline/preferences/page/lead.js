@@ -37,6 +37,7 @@ let total = 0;
 let place = 0; // of the shown pair in the list
 let choice = null;
 let strength = 1;
+let opening = 0; // number of the last request for pairs
 let timer = 0;
 
 class Refused extends Error {}
@@ -279,11 +280,15 @@ at("close").onclick = () => {
 
 // The pairs of a list, one at a time.
 async function open(name, where = 0, takesFocus = false) {
+  const turn = (opening += 1);
   list = name;
   if (overview) showLists();
   try {
-    offset = Math.floor(where / 10) * 10;
-    ({ total, items } = await ask("items", { name, offset }));
+    const first = Math.floor(where / 10) * 10;
+    const told = await ask("items", { name, offset: first });
+    if (turn !== opening) return undefined; // another list was opened meanwhile
+    offset = first;
+    ({ total, items } = told);
     place = Math.min(where, Math.max(total - 1, 0));
     if (total && !items[place - offset]) return open(name, place, takesFocus); // the list has become shorter
     showItem();
@@ -291,6 +296,7 @@ async function open(name, where = 0, takesFocus = false) {
   } catch (error) {
     say(error instanceof Refused ? error.message : "The server cannot be reached.", true);
   }
+  return undefined;
 }
 
 function turns(where, list, withRoles) {
@@ -340,7 +346,8 @@ function choose(side) {
 
 // A pair that is decided or dropped leaves its list; the next one takes its place.
 async function decide(does, done) {
-  if (await act(does, done)) await open(list, place, true);
+  const before = list;
+  if ((await act(does, done)) && list === before) await open(list, place, true);
 }
 
 const shown = () => items[place - offset]?.item;
