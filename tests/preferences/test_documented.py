@@ -1,4 +1,4 @@
-"""The commands of `docs/preferences.md`, one after the other, until the last stage has trained on what people said."""
+"""The commands of `docs/labelling.md`, one after the other, until the last stage has trained on what people said."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _blocks(page: str, language: str) -> list[str]:
 def reader(tmp_path: Path) -> Path:
     """The folder of somebody who follows the pages; their models train for a few steps only."""
     shutil.copytree(ROOT / "data" / "quickstart", tmp_path / "data" / "quickstart")
-    for page, name in (("recipes.md", "first.yaml"), ("preferences.md", "collect.yaml")):
+    for page, name in (("recipes.md", "first.yaml"), ("labelling.md", "collect.yaml")):
         (text,) = (block for block in _blocks(page, "yaml") if block.startswith(f"# {name}\n"))
         fewer = text.replace("max_steps: 200", "max_steps: 6").replace("max_steps: 50", "max_steps: 2")
         (tmp_path / name).write_text(fewer.replace("train: {batch_size: 4}", "train: {batch_size: 4, max_steps: 2}"))
@@ -50,7 +50,7 @@ def test_the_commands_of_the_page_end_in_a_trained_model(
     monkeypatch.delenv("TRUEUP_LEDGER", raising=False)
     commands = [
         line.partition("#")[0].split()[1:]
-        for line in _blocks("preferences.md", "bash")[0].splitlines()
+        for line in _blocks("labelling.md", "bash")[0].splitlines()
         if line.startswith("trueup ")
     ]
     assert [command[0] for command in commands] == ["run", "collect", "labels", "run"]

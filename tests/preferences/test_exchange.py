@@ -517,7 +517,7 @@ def test_files_of_no_known_format_are_one_line(labelled: Path, call: Any) -> Non
 
 
 def test_the_interface_of_label_studio_is_the_one_of_the_page() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "preferences.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "labelling.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```xml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     assert shown.strip() == LABEL_STUDIO_CONFIG.strip()
     task = label_studio_task()
