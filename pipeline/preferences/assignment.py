@@ -50,7 +50,7 @@ class Assignment:
         self.probes.update(state.given)
         # By annotator: the items before this place are answered by them, or need no labels.
         self._first: dict[str, int] = defaultdict(int)
-        self._update(state.given.keys() | state.dropped.keys())
+        self._update(state.given.keys() | state.dropped.keys() | state.adjudicated.keys())
         state.take_touched()
 
     def update(self) -> None:

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.adjudication import Adjudication, Side
+from pipeline.preferences.details import Details
 from pipeline.preferences.events import Access
 from pipeline.preferences.gate import Gate, Given, Nothing
 from pipeline.preferences.label_queue import LONGEST_REASON, STRONGEST, LabelQueue
@@ -119,8 +120,9 @@ class LeadApi:
             **self.adjudication.shown(lead, item.item),
             "labels": [
                 {"name": who, "choice": side(lead, item.item, label.verdict), "strength": label.strength}
-                | {"seconds": label.seconds}
+                | {"seconds": label.seconds, "comment": details.comment, "edit": details.edit}
                 for who, label in item.labels.items()
+                for details in [label.details or Details()]
             ],
             "skips": [{"name": who, "reason": reason} for who, reason in item.skips.items()],
             "flags": [{"name": who, "reason": reason} for who, reason in item.flags.items()],

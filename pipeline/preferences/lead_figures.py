@@ -28,7 +28,7 @@ from pipeline.preferences.items import text_of
 from pipeline.preferences.labels import LEASE_S, Answer, Batch, FinalVerdict, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probe_results import ProbeResults, probe_results
-from pipeline.preferences.probes import is_probe, repeated
+from pipeline.preferences.probes import REPEAT, is_probe, repeated
 
 Listing = Literal["disagreements", "flagged", "skipped", "stuck", "open", "adjudicated"]
 LISTINGS: tuple[Listing, ...] = get_args(Listing)
@@ -39,6 +39,9 @@ time than both responses take at this speed is counted as fast, and kept.
 
 Reference: Carver (1990), Reading Rate, chapter 2: scanning 600, skimming 450, reading 300 words a minute.
 """
+
+LEAST_WORK_S = 60.0
+"""Time at work from which labels in an hour are said: of a few seconds they would be many thousands."""
 
 WAIT_S = 1.0
 """Seconds that somebody waits for figures of this moment, when there are some of a moment ago."""
@@ -54,7 +57,7 @@ class OpenItem(NamedTuple):
         item: its id.
         labels: labels by annotator.
         skips: reasons of those who skipped it, by annotator.
-        flags: reasons of those who flagged it, by annotator.
+        flags: kinds and reasons of those who flagged it, by annotator.
         missing: number of labels it lacks.
         final: verdict of a lead, if there is one.
     """
@@ -211,7 +214,7 @@ class LeadFigures:
             "labels": kinds["label"],
             "skipped": kinds["skip"],
             "flagged": kinds["flag"],
-            "per_hour": float(3600 * len(at_work) / at_work.sum()) if at_work.sum() > 0 else None,
+            "per_hour": float(3600 * len(at_work) / at_work.sum()) if at_work.sum() >= LEAST_WORK_S else None,
             "median_seconds": float(np.median([seconds for _, seconds in timed])) if timed else None,
             "fast": _plain(wilson(fast, len(timed)) if timed else None),
             "chose_left": _plain(wilson(sum(left), len(left)) if left else None),
@@ -263,16 +266,22 @@ class LeadFigures:
         return lists
 
     def _open_item(self, item: str) -> OpenItem:
-        given = self._state.given.get(item, {})
-        reasons = {kind: {n: a.reason for n, a in given.items() if a.kind == kind} for kind in ("skip", "flag")}
+        given, again = self._state.given.get(item, {}), self._state.given.get(REPEAT + item, {})
+        flags = {name: one for name, one in (*again.items(), *given.items()) if one.kind == "flag"}
         return OpenItem(
             item,
             self._state.labels(item),
-            reasons["skip"],
-            reasons["flag"],
+            {name: one.reason for name, one in given.items() if one.kind == "skip"},
+            {name: _why_flagged(one) for name, one in flags.items()},
             self._assignment.missing(item),
             self._state.adjudicated.get(item),
         )
+
+
+def _why_flagged(answer: Answer) -> str:
+    """Return the kind of a flag and the person's words, as far as they were given."""
+    kind = answer.details.flag if answer.details else None
+    return ": ".join(filter(None, (kind, answer.reason)))
 
 
 def _agreement(table: LabelTable) -> JsonObject:

@@ -22,7 +22,7 @@ from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.lead_figures import FASTEST_CHARS_S, LeadFigures
 from pipeline.preferences.ledger import Ledger
-from pipeline.preferences.probes import ProbePlan, gold_items
+from pipeline.preferences.probes import REPEAT, ProbePlan, gold_items
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -188,7 +188,7 @@ def test_a_verdict_ends_the_need_for_labels_and_lifts_a_flag(ledger: Ledger) -> 
     queue = LabelQueue(_batch(), ledger)
     desk = Adjudication(queue)
     flagged, untouched = ITEMS[3].id, ITEMS[5].id
-    handed = {queue._state.shown["ada"][one["item"]]: one["item"] for one in queue.next("ada", 9) if one}
+    handed = {queue._state.item_of("ada", one["item"]): one["item"] for one in queue.next("ada", 9)}
     wanted = queue.progress()["wanted"]
     for item in (flagged, untouched):
         desk.adjudicate("lin", desk.shown("lin", item)["item"], "left", 2, "")
@@ -230,7 +230,10 @@ def test_lists_are_shown_in_pages_with_what_people_said(in_process: Callable[...
     app = in_process(Batch(items, per_item=2))
     app.invite("lin", "lead")
     said = [_label(item.id, who, verdict) for item in items for who, verdict in (("x", "first"), ("y", "second"))]
+    said[0][1].update(comment="hard to say", edit="a better one", seconds=None, swapped=None)  # imported, say
     app.queue.ledger.extend([*said, ("skip", {"item": items[0].id, "annotator": "z", "reason": "long"})])
+    flag = {"item": REPEAT + items[0].id, "annotator": "x", "reason": "a name", "flag": "personal data"}
+    app.queue.ledger.extend([("flag", flag)])  # when the pair was shown again
     pages = [app.ask("lead/items", "lin", name="disagreements", offset=n) for n in (0, 10, 20, 30)]
     assert [len(page["items"]) for page in pages] == [10, 10, 5, 0] and {page["total"] for page in pages} == {25}
     first = pages[0]["items"][0]
@@ -238,7 +241,9 @@ def test_lists_are_shown_in_pages_with_what_people_said(in_process: Callable[...
     good = "left" if "good" in first["left"][0]["content"] else "right"
     assert [label["choice"] == good for label in first["labels"]] == [True, False]
     assert first["skips"] == [{"name": "z", "reason": "long"}] and first["final"] is None
-    assert set(first["labels"][0]) == {"name", "choice", "strength", "seconds"}
+    assert first["flags"] == [{"name": "x", "reason": "personal data: a name"}]
+    assert set(first["labels"][0]) == {"name", "choice", "strength", "seconds", "comment", "edit"}
+    assert first["labels"][0]["comment"] == "hard to say" and first["labels"][0]["edit"] == "a better one"
     assert set(first) == {"item", "prompt", "left", "right", "labels", "skips", "flags", "missing", "final"}
     for body in ({"name": "nothing"}, {"name": "open", "offset": -1}, {}, {"name": "open", "more": 1}):
         app.ask("lead/items", "lin", 422, **body)

@@ -170,7 +170,7 @@ def test_a_person_talks_chooses_undoes_and_goes_on_with_keys_alone(
     assert [event.kind for event in events].count("undo") == 1
 
 
-def test_the_page_fits_can_be_read_and_shows_text_as_text(browser: Any, talk: Callable[..., Any]) -> None:
+def test_the_page_fits_can_be_read_and_shows_markup_as_text(browser: Any, talk: Callable[..., Any]) -> None:
     people = {
         "ada": ("wide", "light"),
         "grace": ("wide", "dark"),
@@ -189,11 +189,16 @@ def test_the_page_fits_can_be_read_and_shows_text_as_text(browser: Any, talk: Ca
             shown.sees("#message", "You are offline. Nothing you said is lost")
             shown.wrong.clear()
             shown.context.set_offline(False)
-        shown.sees("#dialogue", "<img src=x onerror=alert(1)> **which colour**")
+        shown.sees("#dialogue", "<img src=x onerror=alert(1)> which colour has the grass")
+        assert shown.page.locator("#dialogue strong").inner_text() == "which colour"
         assert shown.page.locator("#dialogue img").count() == 0
         shown.page.wait_for_selector("#waiting", state="hidden")
         shown.say(QUESTION)
         shown.press("2")
+        shown.press("m")
+        shown.sees("#dialogue", "<img src=x onerror=alert(1)> **which colour**")
+        shown.press("m")
+        shown.sees("#dialogue", "<img src=x onerror=alert(1)> which colour has the grass")
         shown.picture(f"live-{size}-{scheme}-choose")
         _can_be_read(shown)
         shown.page.evaluate("document.querySelector('#left .turn').textContent = 'word '.repeat(1500)")

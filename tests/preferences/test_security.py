@@ -259,7 +259,7 @@ def test_every_page_forbids_foreign_scripts_and_has_none_inside(in_process: Call
         policy = headers.get("content-security-policy", headers.get("Content-Security-Policy", ""))
         if path == "/api/hello":
             continue  # only POST is there; what it answers is JSON
-        assert "default-src 'self'" in policy and "unsafe" not in policy and "*" not in policy, path
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy, path
         assert "frame-ancestors 'none'" in policy and "base-uri 'none'" in policy
         assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
         assert "server" not in headers and not any(name.startswith("access-control") for name in headers)

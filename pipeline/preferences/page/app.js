@@ -5,8 +5,8 @@ import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
 import { rendered, showTurns, textOf } from "./rendering.js";
+import { asking, requestId, token } from "./requests.js";
 
-const token = location.hash.slice(1);
 const at = (id) => document.getElementById(id);
 const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
 const NAMES = { left: "A", right: "B" };
@@ -23,49 +23,12 @@ let isClosed = false;
 let dimensions = [];
 let view = "rendered"; // or "raw", the texts as they were written, or "compared", the raw answers with their differences
 
-// The same request is sent again until the server has answered it: `request` in its body tells the server that it is the
-// same one, so that a label whose reply was lost is not counted twice.
-const RETRY_S = [1, 2, 4, 8, 15, 30];
-let wake = () => {}; // ends the pause before the next try
-
-class Refused extends Error {}
-
-const requestId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-
-async function once(name, body) {
-  const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
-  const reply = await fetch(`api/${name}`, { method: "POST", headers, body: JSON.stringify(body) });
-  if (reply.status >= 500 || reply.status === 429) throw new Error(`the server answered ${reply.status}`);
-  const told = await reply.json();
-  if (!reply.ok) throw new Refused(told.error);
-  return told;
-}
-
-async function ask(name, body = {}) {
-  for (let tries = 0; ; tries += 1) {
-    try {
-      const told = await once(name, body);
-      if (tries) say("");
-      return told;
-    } catch (error) {
-      if (error instanceof Refused) throw error;
-      const pause = RETRY_S[Math.min(tries, RETRY_S.length - 1)];
-      const why = navigator.onLine ? "The server cannot be reached" : "You are offline";
-      say(`${why}. Nothing you said is lost: it is sent again in ${pause} s.`, true);
-      await new Promise((resume) => {
-        wake = resume;
-        setTimeout(resume, pause * 1000);
-      });
-    }
-  }
-}
-
-addEventListener("online", () => wake());
-
 function say(text, isBad = false) {
   at("message").textContent = text.charAt(0).toUpperCase() + text.slice(1);
   at("message").classList.toggle("bad", isBad);
 }
+
+const ask = asking(say);
 
 const isPreference = (side) => side === "left" || side === "right";
 

@@ -1,7 +1,8 @@
 // The page of live dialogues: a person says something, two models answer, the person chooses, and the dialogue goes on.
-// Everything that came from a model or a person is shown as plain text.
 
-const token = location.hash.slice(1);
+import { rendered } from "./rendering.js";
+import { asking, requestId, token } from "./requests.js";
+
 const at = (id) => document.getElementById(id);
 const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
 const STRENGTHS = ["", "slightly better", "clearly better", "much better"];
@@ -29,45 +30,7 @@ let way = "either";
 let shownAt = 0;
 let busy = false; // something is on its way
 let polling = 0;
-
-// The same request is sent again until the server has answered it: `request` in its body tells the server that it is the
-// same one, so that a message or a choice whose reply was lost is not counted twice.
-const RETRY_S = [1, 2, 4, 8, 15, 30];
-let wake = () => {}; // ends the pause before the next try
-
-class Refused extends Error {}
-
-const requestId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-
-async function once(name, body) {
-  const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
-  const reply = await fetch(`api/${name}`, { method: "POST", headers, body: JSON.stringify(body) });
-  if (reply.status >= 500 || reply.status === 429) throw new Error(`the server answered ${reply.status}`);
-  const told = await reply.json();
-  if (!reply.ok) throw new Refused(told.error);
-  return told;
-}
-
-async function ask(name, body = {}) {
-  for (let tries = 0; ; tries += 1) {
-    try {
-      const told = await once(name, body);
-      if (tries) say("");
-      return told;
-    } catch (error) {
-      if (error instanceof Refused) throw error;
-      const pause = RETRY_S[Math.min(tries, RETRY_S.length - 1)];
-      const why = navigator.onLine ? "The server cannot be reached" : "You are offline";
-      say(`${why}. Nothing you said is lost: it is sent again in ${pause} s.`, true);
-      await new Promise((resume) => {
-        wake = resume;
-        setTimeout(resume, pause * 1000);
-      });
-    }
-  }
-}
-
-addEventListener("online", () => wake());
+let isRaw = false; // whether texts are shown as they were written
 
 function say(text, isBad = false) {
   at("controls").hidden = false; // the message stands there
@@ -75,12 +38,24 @@ function say(text, isBad = false) {
   at("message").classList.toggle("bad", isBad);
 }
 
+const ask = asking(say);
+
 function turn({ role, content }) {
   const part = document.createElement("div");
   part.className = `turn ${role}`;
-  part.dir = "auto";
-  part.append(Object.assign(document.createElement("b"), { textContent: role === "user" ? "you" : role }), content);
+  const name = Object.assign(document.createElement("b"), { textContent: role === "user" ? "you" : role });
+  part.append(name, rendered(content, isRaw));
   return part;
+}
+
+const showAnswers = () => ["left", "right"].forEach((id) => at(id).lastElementChild.replaceChildren(rendered(shown[id], isRaw)));
+
+// Show all texts as they were written, or rendered again.
+function turnOver() {
+  isRaw = !isRaw;
+  at("raw").setAttribute("aria-pressed", String(isRaw));
+  at("dialogue").replaceChildren(...shown.turns.map(turn));
+  if (isChoice()) showAnswers();
 }
 
 const isSame = (one, other) => one.role === other?.role && one.content === other?.content;
@@ -127,8 +102,7 @@ function show(told) {
   at("compose").hidden = !isOpen;
   at("new").hidden = isFinished();
   if (isChoice() && before?.item !== told.item) {
-    at("left").lastElementChild.textContent = told.left;
-    at("right").lastElementChild.textContent = told.right;
+    showAnswers();
     choose(null);
     shownAt = performance.now();
     document.activeElement?.blur(); // so that keys choose
@@ -206,7 +180,7 @@ document.addEventListener("keydown", (event) => {
   // Enter and the space bar on a button press that button, and nothing else.
   if ((key === "enter" || key === " ") && onControl && onControl !== at("submit")) return;
   const arrow = { arrowleft: "left", arrowright: "right" }[key];
-  const act = { u: undo, n: renew, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
+  const act = { u: undo, n: renew, m: turnOver, enter: submit }[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
   if (arrow && !event.shiftKey && isChoice()) choose(arrow);
   else if (act) act();
   else return;
@@ -226,6 +200,7 @@ at("compose").onsubmit = (event) => {
 at("submit").onclick = submit;
 at("undo").onclick = undo;
 at("new").onclick = renew;
+at("raw").onclick = turnOver;
 addEventListener("hashchange", () => location.reload());
 
 async function begin() {
@@ -238,7 +213,7 @@ async function begin() {
     at("title").textContent = `${title}: which answer is better?`;
     document.title = `${title} · ${annotator}`;
     at("guidelines").hidden = !guidelines;
-    at("guidelines").lastElementChild.textContent = guidelines;
+    at("guidelines").lastElementChild.replaceChildren(rendered(guidelines));
     const first = await ask("dialogue");
     at("guidelines").open = first.progress.own === 0;
     show(first);

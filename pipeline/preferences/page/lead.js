@@ -1,5 +1,7 @@
 // The page of a lead: how far and how fast it goes, who labels with care, and the pairs that need a decision.
-// Everything that people wrote goes into the page as text, never as markup.
+// Prompts and answers are rendered as on the page of pairs; everything else that people wrote is text, never markup.
+
+import { showTurns } from "./rendering.js";
 
 const token = location.hash.slice(1);
 const at = (id) => document.getElementById(id);
@@ -299,16 +301,13 @@ async function open(name, where = 0, takesFocus = false) {
   return undefined;
 }
 
-function turns(where, list, withRoles) {
-  where.replaceChildren(...list.map(({ role, content }) => {
-    const part = make("div", { className: "turn", dir: "auto" });
-    if (withRoles) part.append(make("b", { textContent: role }));
-    part.append(content);
-    return part;
-  }));
-}
-
 const words = ({ choice: side, strength: how }) => (EVEN[side] ?? `${side === "left" ? "A" : "B"} is ${STRENGTHS[how]}`);
+
+// What a label says; of an imported one it may not be known how long it took.
+function said(one) {
+  const seconds = one.seconds === null ? "" : `, in ${one.seconds.toFixed(1)}\u00a0s`;
+  return `${words(one)}${seconds}${one.comment ? `: “${one.comment}”` : ""}${one.edit ? `; edited to “${one.edit}”` : ""}`;
+}
 
 function showItem() {
   const item = items[place - offset];
@@ -316,12 +315,12 @@ function showItem() {
   at("item").hidden = !item;
   if (!item) return;
   at("place").textContent = `${count(place + 1)} of ${count(total)}${item.missing ? `; lacks ${item.missing} ${item.missing === 1 ? "label" : "labels"}` : ""}`;
-  turns(at("prompt"), item.prompt, true);
-  turns(at("left").lastElementChild, item.left, false);
-  turns(at("right").lastElementChild, item.right, false);
+  showTurns(at("prompt"), item.prompt, { withRoles: true });
+  showTurns(at("left").lastElementChild, item.left);
+  showTurns(at("right").lastElementChild, item.right);
   const line = (name, text) => make("li", {}, make("b", { textContent: name }), ` ${text}`);
   at("labels").replaceChildren(
-    ...item.labels.map((one) => line(one.name, `${words(one)}, in ${one.seconds.toFixed(1)}\u00a0s`)),
+    ...item.labels.map((one) => line(one.name, said(one))),
     ...item.skips.map((one) => line(one.name, `skipped it${one.reason ? `: ${one.reason}` : ""}`)),
     ...item.flags.map((one) => line(one.name, `flagged it${one.reason ? `: ${one.reason}` : ""}`)),
     ...(item.final ? [line(item.final.name, `decided: ${words(item.final)}${item.final.reason ? ` (${item.final.reason})` : ""}`)] : []),
