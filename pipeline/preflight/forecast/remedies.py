@@ -133,8 +133,7 @@ def _candidates(forecast: Forecast, changes: list[Change]) -> Iterator[tuple[tup
             if barred or compute.contradictions():
                 continue
             support = facts.kind.traits.compute
-            uneven = batch_split_problems(facts.train, compute.micro_batch, compute.dims, support)
-            if facts.kind.trains and any(uneven):
+            if facts.kind.trains and any(batch_split_problems(facts.train, compute.micro_batch, compute.dims, support)):
                 continue
             yield chosen, facts.forecast(*setting[:2])
 
