@@ -166,7 +166,9 @@ def _pairs(plan: Plan, store: Store, recipe: Path, stage: str, name: str) -> Seq
     if source.hub is not None:  # its digest covers its name, not its rows
         return read()
     choice = [getattr(config, field) for field in PairChoice.model_fields]
-    content = [name, planned.payload["data"], source.on_bad_row, seed, choice]
+    made = planned.data[name].input
+    digest = store.read(made.artifact).manifest.digest if made is not None and made.artifact is not None else ""
+    content = [name, planned.payload["data"], digest, source.on_bad_row, seed, choice]
     return stored_items(store.root / ".cache" / "items", content, read)
 
 
@@ -274,7 +276,7 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
         PipelineError: an item is not in the batch, or none was named.
     """
     queue = LabelQueue(collection.batch, collection.ledger)
-    known = {item.id for item in collection.batch.items}
+    known = frozenset(collection.batch.ids)
     unknown = [item for item in items if item not in known]
     if unknown:
         expected = f"ids of pairs as `trueup labels status RECIPE {collection.name} --json` lists them"

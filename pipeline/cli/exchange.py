@@ -23,6 +23,7 @@ from pipeline.preferences.exchange.files import content_of
 from pipeline.preferences.exchange.importing import READ_AS, Matcher, events_of, pair_format, said_in
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import State
+from pipeline.preferences.people import check_name
 from pipeline.records.files.reader import read_rows
 from pipeline.stages.collect.aggregation import decision_by
 
@@ -141,8 +142,12 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
         person: who gave the labels that name nobody.
 
     Raises:
-        PipelineError: there is not one file, it cannot be read or is of no known format, or names are missing.
+        PipelineError: the batch has live dialogues, there is not one file, it cannot be read or is of no known format, or
+            names are missing.
     """
+    if collection.live:
+        expected = "a batch of pairs: a choice in a dialogue also says how it goes on"
+        raise PipelineError(Problem("an import into live dialogues", expected))
     if len(files) != 1:
         raise PipelineError(Problem(f"an import of {counted(len(files), 'file')}", "one file, after the stage"))
     file = Path(files[0])
@@ -157,7 +162,12 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
     if not person and any(not one.person for one in said):
         remedy = "--as NAME says whose they are"
         raise PipelineError(Problem(f"{file}: labels name no person", "a name for each", remedy))
-    LabelQueue(collection.batch, collection.ledger)  # gives a new batch its secret
+    queue = LabelQueue(collection.batch, collection.ledger)  # gives a new batch its secret
+    known = queue.people()
+    for name in {one.person.strip() or person for one in said}:
+        check_name(name)
+        if name in known and known[name].role == "lead":
+            raise PipelineError(Problem(f"{file}: {name} is a lead here", "annotators", "give them another name"))
     matcher = Matcher(collection.batch.items)
 
     def decide(events: list[LedgerEvent]) -> list[NewEvent] | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit
 
 from pipeline.cli.collection import Collection, check_has_lead, link
 from pipeline.cli.terminal import print_line
@@ -46,6 +47,8 @@ def open_app(
     """
     queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
     roles, invited = _invited(collection, queue, names, new_link)
+    if url and not urlsplit(url).hostname:
+        raise PipelineError(Problem(f"--url {url}", "the whole address, such as https://labels.example.org"))
     listener = listen(host, port)
     live = _live(collection)
     shown_host = f"[{host}]" if ":" in host else host
@@ -59,8 +62,8 @@ def open_app(
         print(f"{name}: {link(address, queue.invite(name, roles[name]), roles[name])}")
     if invited:
         print_line("A link is shown once: hand each to its person.")
-    for name in roles:
-        if name not in invited:
+    for name, person in queue.people().items():
+        if name not in invited and person.access != "revoked":
             print_line(f"{name} has a link already (--new-link {name} makes another)")
     _tell_probes(collection.batch.probes)
     _warn(queue, collection.name)

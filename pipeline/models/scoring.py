@@ -6,6 +6,7 @@ nothing of prompts or of the use of the scores.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,18 @@ from pipeline.parallel.zero.zero3 import forward_without_engine, idle_passes
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+
+def finite(scores: list[float], name: str) -> list[float]:
+    """Return scores of a reward model.
+
+    Raises:
+        PipelineError: one of them is not a finite number.
+    """
+    if not all(map(math.isfinite, scores)):
+        remedy = "train the reward model again, with another precision or a lower learning rate"
+        raise PipelineError(Problem(f"{name} gives a score that is no finite number", "finite scores", remedy))
+    return scores
 
 
 def score(

@@ -84,7 +84,7 @@ def noted_heads(store: Path, batch: str) -> list[Anchor]:
 def newer_answers(store: Path, batch: str, event: int) -> int:
     """Return the number of answers, undos, dropped and adjudicated items after an event, in the store's own ledger.
 
-    Answers to gold items and repeats are none of them: they change no row.
+    Answers to gold items and repeats are none of them, since they change no row; but the flag of a repeat does.
 
     A ledger elsewhere, in PostgreSQL, is not asked: 0.
     """
@@ -94,7 +94,8 @@ def newer_answers(store: Path, batch: str, event: int) -> int:
     question = (
         "SELECT count(*) FROM trueup_events WHERE batch = ? AND number > ? "
         "AND kind IN ('label', 'skip', 'flag', 'undo', 'drop', 'adjudicate') "
-        """AND body NOT LIKE '%"item":"gold:%' AND body NOT LIKE '%"item":"repeat:%'"""
+        """AND body NOT LIKE '%"item":"gold:%' """
+        """AND (body NOT LIKE '%"item":"repeat:%' OR kind IN ('flag', 'undo'))"""
     )
     try:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:

@@ -70,8 +70,7 @@ class Assignment:
             kinds = [answer.kind for answer in given[item].values()] if item in given else ()
             self._labels[place] = min(kinds.count("label"), self._wanted[place])
             is_out = "flag" in kinds or item in self.state.dropped or item in self.state.adjudicated
-            if self.batch.probes.repeats and not is_out:
-                is_out = self.state.is_flagged(item)  # perhaps when it was shown again
+            is_out = is_out or self.state.is_flagged(item)  # perhaps when it was shown again
             self._needed[place] = self._labels[place] if is_out else self._wanted[place]
             self._done += self._labels[place]
             self._full += self._needed[place]

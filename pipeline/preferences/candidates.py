@@ -102,7 +102,12 @@ def ranked_row(row: Row, rule: PairRule, seed: int, place: int) -> Ranking | Non
 
 
 def _usable(row: Row) -> list[int]:
-    return [i for i, candidate in enumerate(row["candidates"]) if is_usable(candidate)]
+    """Return the places of answers that may be compared, of several equal ones the first."""
+    places: dict[str, int] = {}
+    for i, candidate in enumerate(row["candidates"]):
+        if is_usable(candidate):
+            places.setdefault(" ".join(candidate["text"].split()), i)
+    return list(places.values())
 
 
 def pair_row(row: Row, pair: ChosenPair) -> Pair:
@@ -159,8 +164,13 @@ def _has_scores(row: Row) -> bool:
         isinstance(scores, dict)
         and bool(scores)
         and all(isinstance(own, list) and len(own) == count for own in scores.values())
-        and all(isinstance(score, int | float) for own in scores.values() for score in own)
+        and all(_is_score(score) for own in scores.values() for score in own)
     )
+
+
+def _is_score(value: object) -> bool:
+    """Return whether a value is a finite number that a difference can be made of."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _turn(text: str) -> Turn:

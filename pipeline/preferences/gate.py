@@ -29,9 +29,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.errors import PipelineError
+from pipeline.machine.disk import CannotWrite
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.events import Role
 from pipeline.preferences.label_queue import LabelQueue
+from pipeline.preferences.ledger import LedgerUnavailable
 from pipeline.preferences.rate_limit import RateLimit
 
 LOG = logging.getLogger("trueup.collect")
@@ -99,7 +101,7 @@ class Hosts:
         reached = urlsplit(url) if url else None
         names = {listening.lower(), *([reached.hostname] if reached and reached.hostname else [])}
         is_any = _address(listening) in (ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::"))
-        origin = f"{reached.scheme}://{reached.netloc}".lower() if reached else ""
+        origin = _origin(url) if url else ""
         return cls(own.names | names, is_any, origin)
 
     def has(self, host: str) -> bool:
@@ -112,8 +114,20 @@ class Hosts:
 
     def is_own(self, origin: str, host: str) -> bool:
         """Return whether an `Origin` header is that of the app's own pages."""
-        own = {f"http://{host}".lower(), f"https://{host}".lower(), self.origin}
-        return origin.lower() in own - {""}
+        own = {_origin(f"http://{host}"), _origin(f"https://{host}"), self.origin}
+        return bool(origin) and origin.lower() in own - {""}
+
+
+def _origin(url: str) -> str:
+    """Return a URL as browsers show it in `Origin`: without path, and without the port that the scheme has anyway."""
+    try:
+        parts = urlsplit(url.lower())
+        port = parts.port
+    except ValueError:
+        return ""
+    usual = {"http": 80, "https": 443}.get(parts.scheme)
+    name = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{name}" + ("" if port in (None, usual) else f":{port}")
 
 
 def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -180,6 +194,9 @@ class Gate:
                     raise
                 given = _parsed(given_type, await _body(request))
                 return JSONResponse(await run_in_threadpool(answer, name, given), headers=HEADERS)
+            except (LedgerUnavailable, CannotWrite) as error:
+                LOG.error("the ledger cannot be used", exc_info=error)
+                return refusal("the labels cannot be saved just now; your browser tries again", 503)
             except PipelineError as error:
                 return refusal("; ".join(str(problem) for problem in error.problems), 409)
 

@@ -24,14 +24,14 @@ from pipeline.preferences.items import Item
 from pipeline.preferences.labels import AHEAD, LEASE_S, VERDICTS, Batch, Person, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.people import NOUNS, Caller, check_name
-from pipeline.preferences.probes import is_swapped
+from pipeline.preferences.probes import is_swapped, repeated
 from pipeline.preferences.shown import Progress, ShownPair, shown_pair
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
 
 STRONGEST = 3
-LONGEST_REASON = 1000
+LONGEST_REASON = 4000
 LONGEST_REQUEST = 64
 """Most characters of a reason, and of a request's id."""
 
@@ -367,6 +367,7 @@ def _by(lead: str, body: EventBody) -> EventBody:
 
 
 def _why_not_open(state: State, item: str) -> str:
+    item = repeated(item)  # a pair that is shown again is told of as the pair itself
     if state.is_closed:
         return "the batch was closed: no more labels are needed"
     if item in state.dropped:

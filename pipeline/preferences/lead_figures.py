@@ -165,14 +165,15 @@ class LeadFigures:
     def _take(self, events: Sequence[LedgerEvent]) -> None:
         self._state.take(events)
         self._assignment.update()
-        self._at |= {event.number: event.at for event in events if event.kind == "label"}
+        given = (event for event in events if event.kind == "label" and "source" not in event.body)
+        self._at |= {event.number: event.at for event in given}
         self._listings.clear()
 
     def _times(self) -> dict[str, list[float]]:
         """Return the times at which each person gave their labels, in order; those of probes too: they take time."""
         labels = self._state.answers.items()
         return {
-            name: sorted(self._at[one.number] for one in answers.values() if one.kind == "label")
+            name: sorted(self._at[one.number] for one in answers.values() if one.number in self._at)
             for name, answers in labels
         }
 
@@ -210,7 +211,7 @@ class LeadFigures:
         fast = sum(seconds < least for least, seconds in timed)
         return {
             "name": name,
-            "access": self._state.people[name].access if name in self._state.people else "revoked",
+            "access": self._state.people[name].access if name in self._state.people else "imported",
             "labels": kinds["label"],
             "skipped": kinds["skip"],
             "flagged": kinds["flag"],

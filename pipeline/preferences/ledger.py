@@ -55,6 +55,10 @@ Decide = Callable[[list[LedgerEvent]], NewEvent | Sequence[NewEvent] | None]
 """Returns kind and body of the next event, or of the next ones, given the events so far; None appends none."""
 
 
+class LedgerUnavailable(PipelineError):  # noqa: N818 -- says what happened to the database
+    """The database of the ledger cannot be used, now or ever."""
+
+
 class Ledger:
     """The events of one batch of items.
 
@@ -251,4 +255,4 @@ def _database_errors(url: str) -> Iterator[None]:
         if isinstance(error, ModuleNotFoundError):
             remedy = "pip install 'trueup[collect]'"
         expected = "a database that can be written, sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
-        raise PipelineError(Problem(f"the ledger {shown} cannot be used: {reason}", expected, remedy)) from error
+        raise LedgerUnavailable(Problem(f"the ledger {shown} cannot be used: {reason}", expected, remedy)) from error

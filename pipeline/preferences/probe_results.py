@@ -54,7 +54,7 @@ def _is_repeat(item: str, labels: dict[str, Answer]) -> bool:
 
 
 def _left(answer: Answer) -> bool | None:
-    """Return whether a label prefers the response that was on the left; None if it prefers neither."""
-    if answer.verdict not in ("first", "second"):
+    """Return whether a label prefers the response that was on the left; None if it prefers neither, or does not say."""
+    if answer.verdict not in ("first", "second") or answer.swapped is None:
         return None
     return (answer.verdict == "second") == answer.swapped

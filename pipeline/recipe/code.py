@@ -220,7 +220,9 @@ class _Beside(importlib.abc.MetaPathFinder):
 def _imported_anew(files: Sequence[Path]) -> Iterator[None]:
     """Import what these files hold now, whatever an earlier import left in memory or compiled."""
     for file in files:
-        if getattr(sys.modules.get(file.stem), "__file__", None) == str(file):
+        known = sys.modules.get(file.stem)
+        # Of another folder too: two functions may each have a helper of one name.
+        if isinstance(getattr(known, "__loader__", None), _FromSource) or getattr(known, "__file__", None) == str(file):
             del sys.modules[file.stem]
     beside = _Beside(files)
     sys.meta_path.insert(0, beside)

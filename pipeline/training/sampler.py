@@ -13,6 +13,7 @@ Knows nothing of prompts' origin or of scores.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -268,6 +269,8 @@ class Sampler:
         """Return the kept values of units, by key: what rank 0 reads, on all ranks."""
         values: dict[str, list[Any]] = {}
         for unit in units if self._ranks.is_first else ():
+            if _may_change(unit.source):
+                continue
             value = self._cache.read(unit.source.fingerprint, unit.facts)
             if isinstance(value, list) and len(value) == unit.rows:
                 values[unit.key] = value
@@ -275,6 +278,8 @@ class Sampler:
 
     def _kept(self, unit: _Unit, value: list[Any]) -> list[str]:
         """Keep a value for later stages; return a note if that is not possible."""
+        if _may_change(unit.source):
+            return []
         problem = self._cache.keep(unit.source.fingerprint, unit.facts, value)
         if problem is None:
             return []
@@ -345,6 +350,12 @@ class Sampler:
             for row, (ids, reason) in zip(rows, self._values[unit.key], strict=True):
                 responses[row] = _response(ids, reason, request)
         return [responses[row] for row in range(len(request.prompts))]
+
+
+def _may_change(source: ResolvedInput) -> bool:
+    """Return whether a checkpoint is the latest of a hub's repository: its name stays, and its weights may not."""
+    hub_id, _, revision = source.fingerprint.partition("@")
+    return hub_id.startswith("hub:") and not re.fullmatch("[0-9a-f]{7,64}", revision)
 
 
 _NOT_KEPT = "the responses cannot be kept"

@@ -12,7 +12,7 @@ from pipeline.preferences.agreement import label_table
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
-from pipeline.preferences.probes import is_probe
+from pipeline.preferences.probes import is_probe, repeated
 
 
 def status(batch: Batch, state: State, *, as_json: bool) -> None:
@@ -62,7 +62,12 @@ def _flags(state: State) -> list[dict[str, str | None]]:
     """Return the flags of a batch, sorted by item."""
     answers = ((item, who, one) for item, given in sorted(state.given.items()) for who, one in given.items())
     return [
-        {"item": item, "annotator": who, "kind": one.details.flag if one.details else None, "reason": one.reason}
+        {
+            "item": repeated(item),
+            "annotator": who,
+            "kind": one.details.flag if one.details else None,
+            "reason": one.reason,
+        }
         for item, who, one in answers
         if one.kind == "flag"
     ]

@@ -103,14 +103,17 @@ class Endpoint(StageConfig):
         if missing:
             are = agreeing(len(missing), "is", "are")
             yield Problem(f"endpoint is set, and {', '.join(missing)} {are} not installed", "", INSTALL)
-        if self.key_env is not None and not os.environ.get(self.key_env):
+        if self.key and not (self.key.isascii() and self.key.isprintable()):
+            statement = f"the value of {self.key_env} has characters that no key has"
+            yield Problem(statement, "letters, digits and signs of ASCII", f"export {self.key_env} again")
+        if self.key_env is not None and not self.key:
             remedy = f"run `export {self.key_env}=…` first, or leave endpoint.key_env out if the server needs no key"
             yield Problem(f"endpoint.key_env is {self.key_env}, and that variable is not set", "", remedy)
 
     @property
     def key(self) -> str:
         """The API key; empty if the server needs none."""
-        return os.environ.get(self.key_env, "") if self.key_env is not None else ""
+        return os.environ.get(self.key_env, "").strip() if self.key_env is not None else ""
 
     def body(self) -> JsonObject:
         """Return a request without its messages."""

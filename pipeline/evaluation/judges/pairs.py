@@ -14,7 +14,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject, Row, ShapedRow
 from pipeline.records.shapes.turns import Turn
 
-OWN_COLUMNS = frozenset({"chosen", "rejected", "margin", "candidates", "pairs", "row"})
+OWN_COLUMNS = frozenset({"chosen", "rejected", "margin", "candidates", "pairs", "row", "reward_scores"})
 """Columns of a row that hold its responses; a function does not get them."""
 
 
@@ -85,7 +85,7 @@ def pairs_of(
 
     Args:
         rows: preference rows, or prompts with `candidates`.
-        shape: shape of the rows: ``preference`` or ``prompt``.
+        shape: shape of the rows: ``preference`` or ``candidates``.
         per_prompt: random pairs of each prompt's candidates; 0 is all, None those that `sample` drew.
         limit: at most so many pairs, drawn at random.
         seed: seed of both choices.

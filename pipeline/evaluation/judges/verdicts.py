@@ -25,7 +25,7 @@ responses are equal; a verdict is missing."""
 PREFERRED: Mapping[Choice, Outcome] = {"A": "first", "B": "second", "tie": "tie"}
 """The outcome of a verdict that does not depend on an order."""
 
-_MARKS = r"[\s*_`\[\]()\"'.]*"
+_MARKS = r"[\s*_`\[\]()\"'.!>#-]*"
 _VERDICT = rf"{_MARKS}(A|B|[Tt]ie|TIE){_MARKS}"
 _ONLY_VERDICT = re.compile(_VERDICT)
 _PROBABILITY: Mapping[str, float] = {"A": 1.0, "B": 0.0, "tie": 0.5}
@@ -119,7 +119,8 @@ def read_verdict(reply: Reply, weights: Mapping[str, float] | None = None) -> Or
         return OrderVerdict(choice, probability, {}, text)
     criteria = {}
     for name in weights:
-        lines = list(re.finditer(rf"^{_MARKS}{re.escape(name)}{_MARKS}:{_VERDICT}$", text, re.MULTILINE))
+        line = rf"^{_MARKS}(?i:{re.escape(name)}){_MARKS}:{_VERDICT}$"
+        lines = list(re.finditer(line, text, re.MULTILINE))
         if len(lines) != 1:
             raise NoVerdictError(f"it has {'no line' if not lines else 'several lines'} with a verdict on `{name}`")
         criteria[name] = _read_at(lines[0].group(1), lines[0].start(1), tokens)[1]
@@ -134,6 +135,8 @@ def _read_at(word: str, place: int, tokens: Sequence[TokenLogprobs]) -> tuple[Ch
     for one in tokens:
         end += len(one.token)
         if end > place:
+            if end < place + len(word):
+                break  # a word of several tokens: the probability of its first one is not that of the word
             for alternative, logprob in one.top:
                 verdict = _ONLY_VERDICT.fullmatch(alternative)
                 if verdict is not None:

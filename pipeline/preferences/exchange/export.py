@@ -27,6 +27,8 @@ from pipeline.records.split import split
 SIDES: Mapping[str, str] = {"first": "response_a", "second": "response_b"}
 """Name of a response in an export, by its place in the data."""
 
+NO_PLACE = "label whose comment, edit or ratings have no place there"
+
 ARGILLA_NAMESPACE = uuid.UUID("5e4c1bd1-3f8a-5f44-9d0c-7d9c7a5e11aa")
 """Namespace of the ids under which Argilla knows annotators of this app."""
 
@@ -198,6 +200,8 @@ def argilla_rows(labels: Labels) -> Rows:
         if answer.kind != "label":
             without[answer.kind] += 1
             continue
+        if answer.details is not None:
+            without[NO_PLACE] += 1
         user = str(uuid.uuid5(ARGILLA_NAMESPACE, labels.name(name)))
         if item.id not in records:
             records[item.id] = Exported(item.prompt, _record(item))
@@ -252,6 +256,8 @@ def label_studio_rows(labels: Labels) -> Rows:
         if answer.kind != "label":
             without[answer.kind] += 1
             continue
+        if answer.details is not None:
+            without[NO_PLACE] += 1
         if item.id not in tasks:
             first, second = map(readable, item.responses)
             data = {"item": item.id, "prompt": readable(item.prompt), "response_a": first, "response_b": second}

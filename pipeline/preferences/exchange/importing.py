@@ -132,11 +132,12 @@ def _details(row: Row) -> Details:
 
 
 def _is_rating(said: JsonObject) -> bool:
-    """Return whether a value rates both responses, or compares them."""
+    """Return whether a value rates responses or compares them, with or without a reason."""
     rated = [said.get(key) for key in ("first", "second") if key in said]
     is_sound = all(isinstance(value, int) for value in rated) and isinstance(said.get("rationale", ""), str)
-    places = ("first", "second", "tie")
-    return is_sound and (len(rated) == 2 if rated else said.get("better") in places)
+    is_known = bool(said) and said.keys() <= {"first", "second", "better", "rationale"}
+    is_one = not rated or "better" not in said
+    return is_known and is_sound and is_one and said.get("better", "tie") in ("first", "second", "tie")
 
 
 def _of_pair(row: Row, row_format: str) -> Iterator[Said]:

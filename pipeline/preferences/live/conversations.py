@@ -210,6 +210,8 @@ class Conversations:
 
         def decide(state: State, dialogues: Dialogues) -> NewEvent | None:
             last = state.last(annotator)
+            if last is not None and not dialogues.has(last[0]):
+                last = None
             undone[0] = last is not None
             if last is None:
                 return None
@@ -294,8 +296,10 @@ class Conversations:
         return shown
 
     def _progress(self, annotator: str) -> Progress:
-        done = sum(one.kind == "label" for own in self._state.answers.values() for one in own.values())
-        own = len(self._state.answers.get(annotator, ()))
+        has = self._dialogues.has  # a batch may hold labels of pairs, too
+        answers = self._state.answers
+        done = sum(one.kind == "label" and has(item) for own in answers.values() for item, one in own.items())
+        own = sum(map(has, answers.get(annotator, ())))
         closed = self._state.is_closed
         return {"done": done, "wanted": done if closed else self.rules.labels, "own": own, "closed": closed}
 

@@ -153,6 +153,10 @@ class Dialogues:
         """Return the dialogues that wait for answers."""
         return [one for name in self.current.values() if (one := self.by_id[name]).phase == "answering"]
 
+    def has(self, item: str) -> bool:
+        """Return whether an item is a pair of answers of a dialogue."""
+        return item in self._of_item
+
     def items(self) -> list[Item]:
         """Return the pairs of answers that people were asked to compare, by dialogue."""
         return [item for dialogue in self.by_id.values() for item in dialogue.items()]
@@ -179,8 +183,8 @@ class Dialogues:
         elif kind in ("label", "undo") and body["item"] in self._of_item:
             dialogue = self.by_id[self._of_item[body["item"]]]
             place = next((i for i, one in enumerate(dialogue.exchanges) if one.item == body["item"]), None)
-            if place is None:
-                return
+            if place is None or body["annotator"] != dialogue.annotator or (kind == "label" and "goes_on" not in body):
+                return  # no choice of this dialogue's person
             if kind == "undo":
                 del dialogue.exchanges[place + 1 :]
             exchange = dialogue.exchanges[place]

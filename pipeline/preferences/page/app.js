@@ -158,7 +158,11 @@ function leave(name, question, body) {
   if (!items.length) return;
   const draft = draftOf(items[0].item);
   const typed = (draft.why[name] ??= {});
-  askWhy({ ...question, typed, keep, act: (why) => answer(name, body(why)) });
+  const act = (why) => {
+    const given = body(why);
+    answer(name, { ...given, reason: [given.reason, draft.comment].filter(Boolean).join(". ") }); // a comment is not lost
+  };
+  askWhy({ ...question, typed, keep, act });
 }
 
 function comment() {
@@ -183,7 +187,7 @@ function edit(side) {
     say("Choose A or B first: the answer you edit is the better one.", true);
     return;
   }
-  const original = item[chosen].at(-1).content;
+  const original = item[chosen].at(-1).content.replaceAll("\r\n", "\n"); // as a field gives it back
   const act = (text) => {
     draft.edits[chosen] = text.trim() && text !== original ? text : "";
     if (draft.choice !== chosen) Object.assign(draft, { choice: chosen, strength: 1 });
@@ -199,7 +203,9 @@ function edit(side) {
 
 function submit() {
   if (!items.length) return;
-  const { choice, strength, comment, edits, ratings } = draftOf(items[0].item);
+  const { choice, strength, comment, edits, ratings: all } = draftOf(items[0].item);
+  // A draft may be older than the dimensions of the batch.
+  const ratings = Object.fromEntries(Object.entries(all).filter(([name]) => dimensions.some((one) => one.name === name)));
   if (choice) answer("label", { choice, strength, comment, ratings, edit: (isPreference(choice) && edits[choice]) || "" });
 }
 

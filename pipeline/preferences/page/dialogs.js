@@ -4,9 +4,9 @@
 
 const at = (id) => document.getElementById(id);
 
-// Else keys would still go into the field that is gone.
+// Else keys would still go into the field that is gone. The event comes later, when another key may have opened it again.
 for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.onclose = () => dialog.contains(document.activeElement) && document.activeElement.blur();
+  dialog.onclose = () => !dialog.open && dialog.contains(document.activeElement) && document.activeElement.blur();
 }
 
 // OK and Cancel are told by the form: the dialog's own event comes later, when another key may have opened it again.

@@ -147,7 +147,7 @@ function cells(person) {
 
 function actions(person) {
   const again = { textContent: "New link", onclick: () => invite(person.name, true) };
-  if (person.access === "revoked") return [again];
+  if (["revoked", "imported"].includes(person.access)) return [again];
   const isPaused = person.access === "paused";
   return [
     { textContent: isPaused ? "Resume" : "Pause", onclick: () => act(() => ask("access", { name: person.name, access: isPaused ? "active" : "paused" }), `${person.name} is ${isPaused ? "active again" : "paused"}.`) },

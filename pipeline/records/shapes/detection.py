@@ -76,6 +76,9 @@ def _format_of(row: Row, shapes: Collection[Shape]) -> _RowFormat | None:
     has = {name for name, value in row.items() if value is not None and value != "" and value != []}
     if "text" in shapes and isinstance(row.get("text"), str):
         return _RowFormat("text", ("text",))
+    is_sampled = "prompt" in has and isinstance(row.get("pairs"), list) and holds_candidates(row.get("candidates"))
+    if "candidates" in shapes and is_sampled:  # of a `sample` stage, whatever else the rows of its prompts had
+        return _RowFormat("candidates", ("prompt", "candidates"))
     if {"chosen", "rejected"} <= has:
         return _RowFormat("hh" if _holds_transcripts(row) else "preference", ("chosen", "rejected"))
     if has.issuperset(OPENAI_PAIR):

@@ -36,14 +36,14 @@ def call_reward(
         name: name in the recipe, for messages.
         rows: rows with a `prompt` (messages) and any further columns.
         completions: one response per row, as text or messages.
-        skip: columns that are not passed on.
+        skip: columns that are not passed on, beside those named as the function's own arguments.
         extra: further arguments.
         may_skip_rows: whether None is allowed; the reward then does not apply to that row, which gets NaN.
 
     Raises:
         PipelineError: the function raises, returns another number of values, or a value that is not finite.
     """
-    columns = {key for row in rows for key in row} - {*skip, PLAIN_TEXT}
+    columns = {key for row in rows for key in row} - {*skip, PLAIN_TEXT, "prompts", "completions"}
     taken = _taken(function, [*sorted(columns), *sorted(set(extra or {}) - columns)])
 
     def call(indices: Sequence[int]) -> Any:

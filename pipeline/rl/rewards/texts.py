@@ -17,7 +17,7 @@ from pipeline.errors import counted
 from pipeline.evaluation.stats.estimate import rounded
 from pipeline.machine.disk import keep_if_possible
 from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
-from pipeline.models.scoring import score
+from pipeline.models.scoring import finite, score
 from pipeline.parallel.ranks import Ranks
 from pipeline.plain_data import Row
 from pipeline.stage import ResolvedInput, StageContext
@@ -55,7 +55,8 @@ def text_scorer(ctx: StageContext, source: ResolvedInput) -> TextScorer:
     judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
     fit(ctx, judge, tokenizer, weights)
     judge.to(device)
-    return lambda rows, texts: score(judge, encode_answers(tokenizer, rows, texts), tokenizer.pad_token_id)
+    pad = tokenizer.pad_token_id
+    return lambda rows, texts: finite(score(judge, encode_answers(tokenizer, rows, texts), pad), source.name)
 
 
 def unreadable(ctx: StageContext, field: str, rows: Sequence[Row]) -> dict[int, RowFault]:

@@ -136,7 +136,10 @@ def _scored(
     flat = [(row, one.text) for row, own in zip(asked, answers, strict=True) for one in own]
     answered = Answered([row for row, _ in flat], [text for _, text in flat])
     parts: dict[str, list[float]] = scores_by_model(ctx, "reward", answered)
-    parts |= {f"{spec} {i}": _by_function(ctx, spec, answered) for i, spec in enumerate(config.reward_functions)}
+    parts |= {
+        f"{spec} {i}": _by_function(ctx, spec, answered, may_skip_rows=True)
+        for i, spec in enumerate(config.reward_functions)
+    }
     combined = RewardSources(tuple(parts), tuple(config.weights), (), config.reward_combine).combined(parts)
     scores = iter(map(rounded, combined))
     gold = iter(_by_function(ctx, config.gold, answered) if config.gold else [])
@@ -145,11 +148,13 @@ def _scored(
     ]
 
 
-def _by_function(ctx: StageContext, spec: str, answered: Answered) -> list[float]:
+def _by_function(ctx: StageContext, spec: str, answered: Answered, *, may_skip_rows: bool = False) -> list[float]:
     if ctx.functions is None:
         raise PipelineError(Problem(f"no way to load {spec}", stage=ctx.name))
     completions = [[{"role": "assistant", "content": text}] for text in answered.texts]
-    return [rounded(value) for value in call_reward(ctx.functions(spec), spec, answered.rows, completions)]
+    function = ctx.functions(spec)
+    scores = call_reward(function, spec, answered.rows, completions, may_skip_rows=may_skip_rows)
+    return [rounded(value) for value in scores]
 
 
 def _choice(answers: Sequence[Answer], against: str, rng: random.Random) -> Choice:

@@ -12,6 +12,9 @@ from pipeline.preferences.items import Item
 from pipeline.preferences.labels import VERDICTS, Answer, State
 from pipeline.preferences.stored_items import ids_of
 
+LEAST_LEAD = 1e-6
+"""Lead of a verdict's probability over that of the opposite one below which labels decide nothing."""
+
 
 def decision_by(name: str, items: Sequence[Item], state: State) -> Decide:
     """Return the function that aggregates the labels of an item.
@@ -44,6 +47,8 @@ def decision_by(name: str, items: Sequence[Item], state: State) -> Decide:
             return Decision(verdict, 0.0)
         strengths = [label.strength for label in labels if label.verdict == verdict] or [1]
         lead = float(posterior_K[0] - posterior_K[1]) * sign
+        if lead < LEAST_LEAD:
+            return Decision("split", 0.0)
         return Decision(verdict, sign * lead * sum(strengths) / len(strengths))
 
     return decide

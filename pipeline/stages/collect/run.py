@@ -72,7 +72,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in preferences)
     if config.dimensions:
         with (ctx.out / RATINGS).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rating_rows(items, state))
+            kept = [item for item in items if not _is_left_out(item.id, state)]
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rating_rows(kept, state))
     verdict_NA = label_table(items, state).verdict_NA
     agreed = raw_agreement(verdict_NA, seed=ctx.seed)
     metrics = {
@@ -99,3 +100,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         + (f", {edits} of an edited answer" if edits else "")
         + (f"; no row of {reasons}" if reasons else ""),
     )
+
+
+def _is_left_out(item: str, state: State) -> bool:
+    """Return whether an item was dropped, or flagged and not adjudicated."""
+    return item in state.dropped or (item not in state.adjudicated and state.is_flagged(item))

@@ -48,7 +48,7 @@ class Config(StageConfig):
         max_errors: largest share of pairs that may end without a verdict.
     """
 
-    data: Annotated[str, Data(("preference", "prompt"))]
+    data: Annotated[str, Data(("preference", "candidates"))]
     reward: Annotated[str | None, Input("reward", external=True)] = None
     function: Annotated[str | None, Code()] = None
     endpoint: Endpoint | None = None

@@ -11,7 +11,7 @@ from pipeline.evaluation.judges.verdicts import PREFERRED, bradley_terry, joined
 from pipeline.evaluation.judging import judge_warning
 from pipeline.evaluation.stats.estimate import rounded
 from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
-from pipeline.models.scoring import score
+from pipeline.models.scoring import finite, score
 from pipeline.plain_data import ShapedRow
 from pipeline.records.shapes.turns import Turn
 from pipeline.rl.rewards.functions import call_reward
@@ -122,4 +122,4 @@ def _reward_scores(ctx: StageContext, responses: Sequence[Response]) -> list[flo
     fit(ctx, model, tokenizer, weights)
     model.to(device)
     sequences = [[*row["prompt_ids"], *row["completion_ids"]] for row in encoded.rows]
-    return score(model, sequences, tokenizer.pad_token_id)
+    return finite(score(model, sequences, tokenizer.pad_token_id), source.name)
