@@ -142,8 +142,8 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
         person: who gave the labels that name nobody.
 
     Raises:
-        PipelineError: the batch has live dialogues, there is not one file, it cannot be read or is of no known format, or
-            names are missing.
+        PipelineError: the batch has live dialogues, there is not one file, it cannot be read or is of no known format,
+            or a name is missing or is not an annotator's.
     """
     if collection.live:
         expected = "a batch of pairs: a choice in a dialogue also says how it goes on"

@@ -372,3 +372,26 @@ def test_kappa_does_not_depend_on_the_chosen_response_standing_first() -> None:
         assert agreement is not None and agreement.kappa is not None
         assert agreement.same.low < 0.8 < agreement.same.high
         assert agreement.kappa.low < 0.6 < agreement.kappa.high  # by chance half of them agree
+
+
+def test_a_verdict_of_several_tokens_is_what_the_reply_says() -> None:
+    """The first token of "tie" is no verdict: what is left of its alternatives says nothing of a tie."""
+    top = {"t": 0.85, "A": 0.1, "B": 0.05}
+    verdict = read_verdict(_reply("tie", ("t", top), ("ie", {"ie": 1.0})))
+    assert (verdict.choice, verdict.probability) == ("tie", 0.5)
+
+
+def test_marks_and_letter_case_of_a_criterion_do_not_matter() -> None:
+    for text in ("- truth: A", "Truth: A", "> **truth**: A", "# truth: A!"):
+        assert read_verdict(_reply(text), {"truth": 1.0}).criteria == {"truth": 1.0}
+    with pytest.raises(NoVerdictError):
+        read_verdict(_reply("truth: a"), {"truth": 1.0})
+
+
+def test_a_key_is_read_without_white_space_and_refused_with_other_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = Endpoint(url="http://h/v1", model="m", key_env="JUDGE_KEY")
+    monkeypatch.setenv("JUDGE_KEY", " sk-1\r\n")
+    assert endpoint.key == "sk-1" and not [one for one in endpoint.machine_problems() if "JUDGE_KEY" in str(one)]
+    for value, said in (("sk-\n1", "no key has"), ("schlüssel", "no key has"), ("  ", "not set")):
+        monkeypatch.setenv("JUDGE_KEY", value)
+        assert any(said in str(one) for one in endpoint.machine_problems())

@@ -535,3 +535,19 @@ def label_studio_task() -> dict[str, Any]:
     )
     ((_, task),), _ = FORMATS["label-studio"](Labels(ITEMS, state, {}))
     return task
+
+
+def test_half_of_a_rating_comes_back() -> None:
+    row = {"prompt": "a", "response_a": "b", "response_b": "c", "verdict": "response_a", "person": "ada"}
+    ratings = {"helpful": {"response_a": 3}, "honest": {"rationale": "hm"}}
+    (said,) = said_in([{**row, "ratings": ratings}], "raw", Counter())
+    assert said.details.ratings == {"helpful": {"first": 3}, "honest": {"rationale": "hm"}}
+
+
+def test_labels_whose_comments_have_no_place_are_counted(tmp_path: Path) -> None:
+    ledger = _ledger(tmp_path)
+    said = {"item": ITEMS[3].id, "annotator": "joan", "verdict": "tie", "strength": 1, "comment": "x"}
+    ledger.extend([("label", said)])
+    labels = Labels(ITEMS, State().take(ledger.events()), {})
+    for row_format in ("argilla", "label-studio"):
+        assert FORMATS[row_format](labels)[1]["label whose comment, edit or ratings have no place there"] == 1

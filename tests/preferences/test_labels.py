@@ -254,5 +254,20 @@ def test_one_label_each_is_the_decision_however_it_is_made() -> None:
     by_majority, by_estimate = (
         decided(ITEMS, state, decision_by(name, ITEMS, state))[0] for name in ("majority", "dawid_skene")
     )
-    assert [(place, one.verdict) for place, one in by_estimate] == [(place, one.verdict) for place, one in by_majority]
+    assert by_estimate == by_majority and by_estimate[0] == (0, ("first", 3.0))
     assert decision_by("dawid_skene", ITEMS, State()) is majority
+
+
+def test_people_who_contradict_each_other_are_split_however_it_is_decided() -> None:
+    state = _state(_label(0, "ada", "first"), _label(0, "grace", "second"))
+    for name in ("majority", "dawid_skene"):
+        assert decided(ITEMS[:1], state, decision_by(name, ITEMS[:1], state))[0] == [(0, ("split", 0.0))]
+
+
+def test_what_a_lead_decided_and_a_flag_of_a_repeat_need_no_labels_of_an_assignment_made_anew() -> None:
+    state = _state(
+        ("adjudicate", {"item": ITEMS[0].id, "annotator": "lin", "verdict": "first", "strength": 1}),
+        _label(1, "ada", "first"),
+        ("flag", {"item": f"repeat:{ITEMS[1].id}", "annotator": "ada", "reason": ""}),
+    )
+    assert Assignment(Batch(ITEMS[:2], per_item=3), state).progress() == (1, 1)

@@ -419,3 +419,15 @@ def test_models_get_the_dialogue_and_random_numbers_of_their_own(ledger: Ledger)
     )
     seeds = {model: seed for model, _, _, seed in responder.asked}
     assert seeds[0] != seeds[1]
+
+
+def test_labels_that_are_no_choice_of_a_dialogue_change_none(ledger: Ledger) -> None:
+    """Of an import, of another person, of pairs that share the batch: the ledger keeps them, and everything goes on."""
+    talk = Talk(ledger)
+    shown = talk.say("one")
+    item = next(event.body["item"] for event in ledger.events() if event.kind == "answers")
+    ledger.extend([("label", {"item": item, "annotator": "grace", "verdict": "first", "strength": 1})])
+    ledger.extend([("label", {"item": "a pair", "annotator": "ada", "verdict": "first", "strength": 1})])
+    assert talk.shown()["phase"] == "choose" and talk.shown()["progress"]["done"] == 1
+    assert talk.conversations.undo("ada") is False  # the label of a pair is no choice that could be taken back here
+    assert talk.choose("left")["phase"] == "say" and shown["item"]

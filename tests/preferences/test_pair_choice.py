@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.preferences.candidates import chosen_pairs, pairs_to_label
+from pipeline.preferences.candidates import _has_scores, chosen_pairs, pairs_to_label
 from pipeline.preferences.items import items_of
 from pipeline.preferences.pair_choice import ChosenPair, PairChoice, PairRule, choose_group, choose_pairs
 from pipeline.records.loading import LoadedRows
@@ -217,3 +217,12 @@ def test_a_choice_without_anything_to_choose_by_is_refused() -> None:
             pairs_to_label(_rows("candidates", {**row, "reward_scores": wrong}), DELTA, 0)
     with pytest.raises(PipelineError, match="pair_choice is delta, and the data are pairs already"):
         pairs_to_label(_rows("preference", {}), DELTA, 0)
+
+
+def test_equal_answers_are_one_and_scores_that_are_no_numbers_are_refused() -> None:
+    answers = [{"text": "yes"}, {"text": " yes "}, {"text": "no"}]
+    row = {"prompt": [{"role": "user", "content": "q"}], "candidates": answers}
+    (pair,) = chosen_pairs(row, PairRule(), 1, 0)
+    assert {pair.first, pair.second} == {0, 2}
+    for score in (float("nan"), float("inf"), 10**400, True, "1"):
+        assert not _has_scores({**row, "reward_scores": {"rm": [0.0, 1.0, score]}})

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.app import make_app
 from pipeline.preferences.gate import Hosts, role_of
 from pipeline.preferences.items import items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch
-from pipeline.preferences.ledger import Ledger
+from pipeline.preferences.ledger import Ledger, LedgerUnavailable
 from pipeline.preferences.page_files import page_files
 
 ITEMS, _ = items_of(
@@ -185,3 +185,22 @@ def test_the_commands_make_leads(open_app: Callable[..., Any], people: Path, cal
     assert both.returncode == 2 and "ada" in both.stderr and len(both.stderr.splitlines()) == 1
     alone = call(*line, "--lead", cwd=tmp_path)
     assert alone.returncode == 2 and "--lead without --add" in alone.stderr
+
+
+def test_a_port_that_the_scheme_has_anyway_is_no_other_origin() -> None:
+    hosts = Hosts.of("127.0.0.1", "https://labels.example.org:443")
+    assert hosts.is_own("https://labels.example.org", "127.0.0.1:8700")
+    assert not hosts.is_own("https://labels.example.org:444", "127.0.0.1:8700") and not hosts.is_own("", "x")
+
+
+def test_a_ledger_that_is_out_of_reach_is_no_answer_of_the_person(in_process: Callable[..., Any]) -> None:
+    """The page sends it again; and the reply does not say where the ledger is."""
+    started = in_process(Batch(ITEMS))
+    started.invite("ada")
+
+    def unavailable(*_: Any, **__: Any) -> Any:
+        raise LedgerUnavailable(Problem("the ledger postgresql://user@secret/labels cannot be used"))
+
+    started.queue.ledger.events = unavailable
+    told = started.ask("next", "ada", 503)
+    assert "secret" not in told["error"] and "again" in told["error"]

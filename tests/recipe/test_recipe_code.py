@@ -123,3 +123,10 @@ def test_a_module_hidden_by_another_is_refused(tmp_path: Path) -> None:
     put(tmp_path, "fractions.py", "def gold(): return 1\n")
     with pytest.raises(PipelineError, match=r"^module `fractions` is .*Name the function by its file: `path.py:name`$"):
         load_function("fractions:gold", [tmp_path])
+
+
+def test_two_folders_may_have_helpers_of_one_name(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        put(tmp_path, f"{folder}/uses_{folder}.py", "from helps import name\ndef gold(): return name\n")
+        put(tmp_path, f"{folder}/helps.py", f"name = {folder!r}\n")
+    assert [load_function(f"{one}/uses_{one}.py:gold", [tmp_path])() for one in ("one", "two")] == ["one", "two"]

@@ -432,6 +432,8 @@ def test_candidates_are_rows_of_their_own_where_a_stage_takes_them() -> None:
         assert detect([row], "preference", "candidates") == "candidates"
         assert detect([row], "prompt") == "prompt"  # the prompts of candidates may be asked again
         assert shaped(row, "candidates", "candidates") == row
+    sampled = {**CANDIDATES, "pairs": [], "chosen": HI, "rejected": HI, "responses": ["a", "b"], "scores": [1, 2]}
+    assert detect([sampled], "preference", "candidates") == "candidates"  # answers to the prompts of pairs
     told = shaped({**CANDIDATES, "prompt": "Hi", "tools": []}, "candidates", "candidates")
     assert told["prompt"] == HI[:1] and told["plain_text"] is True
     voted = {"prompt": "Hi", "candidates": [{"text": "Yes", "score": 1}, {"text": "No", "score": 2}]}

@@ -52,3 +52,8 @@ def test_columns_come_as_lists_beside_prompts_and_completions() -> None:
 def test_what_cannot_be_a_reward_is_an_error_that_names_the_function(function: Any, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         call_reward(function, "f", ROWS, ["x", "y"])
+
+
+def test_columns_named_like_arguments_of_the_function_are_not_passed_on() -> None:
+    rows = [{"prompt": "p", "completions": ["of the data"], "prompts": "too"}]
+    assert call_reward(lambda completions, **columns: [float(completions == ["said"])], "f", rows, ["said"]) == [1.0]

@@ -249,7 +249,7 @@ async function invite(name, replaces) {
   else await go();
 }
 
-at("link").onclose = () => { at("address").value = ""; };
+at("link").onclose = () => { if (!at("link").open) at("address").value = ""; };
 at("copy").onclick = async () => {
   at("address").select();
   try {
@@ -270,7 +270,8 @@ function sure(text, verb, does) {
   at("sure-text").textContent = text;
   at("sure-ok").textContent = verb;
   at("sure").returnValue = "";
-  at("sure").onclose = () => at("sure").returnValue === "ok" && does();
+  // Told by the form: the dialog's own event comes later, when another key may have opened it again.
+  at("sure").querySelector("form").onsubmit = (event) => event.submitter?.value === "ok" && does();
   at("sure").showModal();
 }
 

@@ -32,8 +32,9 @@ def decision_by(name: str, items: Sequence[Item], state: State) -> Decide:
     if name == "majority":
         return majority
     verdict_NA = label_table(items, state).verdict_NA
-    labelled = [int(place) for place in np.flatnonzero((verdict_NA >= 0).any(1))]
-    if not labelled:
+    count_N = (verdict_NA >= 0).sum(1)
+    labelled = [int(place) for place in np.flatnonzero(count_N)]
+    if not labelled or count_N.max() < 2:
         return majority
     posterior_NK = dawid_skene(verdict_NA[labelled], range(len(VERDICTS))).posterior_NK
     ids = ids_of(items)
