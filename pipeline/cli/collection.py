@@ -249,7 +249,7 @@ def gc_paused() -> Iterator[None]:
 
 
 def _show_state(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
-    events = collection.ledger.events(until=until)
+    events = collection.ledger.said(until)
     batch, state = collection.batch_of(events), State().take(events)
     if what == "status":
         display.status(batch, state, as_json=as_json)

@@ -64,7 +64,7 @@ def export(collection: Collection, options: ExportOptions) -> None:
     """
     _check(options)
     collection.note_head()
-    events = collection.ledger.events(until=options.until)
+    events = collection.ledger.said(options.until)
     rows, without = _rows(collection, events, options)
     if options.share:
         train, held_out = split_rows(rows, options.share)

@@ -143,6 +143,8 @@ def exported(
     """
     rows: list[LabelledPair] = []
     decisions, without = decided(items, state, decide)
+    answers = (pair for own in state.answers.values() for pair in own.items())
+    are_edited = {item for item, one in answers if one.details is not None and one.details.edit}
     for place, (verdict, margin) in decisions:
         if not margin and not ties:
             without[verdict] += 1
@@ -150,7 +152,8 @@ def exported(
         item = items[place]
         chosen, rejected = item.responses[::-1] if margin < 0 else item.responses
         preferred: Verdict = "second" if margin < 0 else "first"
-        edit = chosen_edit(state.labels(item.id).values(), preferred) if margin else ""
+        is_edited = bool(margin) and item.id in are_edited
+        edit = chosen_edit(state.labels(item.id).values(), preferred) if is_edited else ""
         rows.append(
             {
                 "prompt": [turn.copy() for turn in item.prompt],

@@ -49,7 +49,7 @@ _EVENTS = sa.Table(
 
 _READ = tuple(_EVENTS.c[name] for name in ("number", "at", "kind", "body", "hash"))
 
-_decode = json.JSONDecoder().decode
+_decode = json.JSONDecoder().raw_decode
 
 Decide = Callable[[list[LedgerEvent]], NewEvent | Sequence[NewEvent] | None]
 """Returns kind and body of the next event, or of the next ones, given the events so far; None appends none."""
@@ -148,6 +148,19 @@ class Ledger:
         with self._reading() as connection:
             return self._read(connection, after, until)
 
+    def said(self, until: int | None = None) -> list[LedgerEvent]:
+        """Return the events that say something of labels, up to and including ``until``, in order.
+
+        Leases are left out, which are every other event and matter to who is handed what only; the last event is there
+        whatever it is.
+        """
+        with self._reading() as connection:
+            last = sa.select(sa.func.max(_EVENTS.c.number)).where(_EVENTS.c.batch == self.batch)
+            if until is not None:
+                last = last.where(_EVENTS.c.number <= until)
+            is_said = sa.or_(_EVENTS.c.kind != "lease", _EVENTS.c.number == last.scalar_subquery())
+            return self._read(connection, 0, until, is_said)
+
     def problems(self, anchors: Iterable[Anchor] = ()) -> list[str]:
         """Verify the hash chain and return its problems in order: changed events and missing ones.
 
@@ -173,8 +186,10 @@ class Ledger:
                 problems.append(f"event {anchor.event} is not the one that {anchor.source} notes")
         return problems
 
-    def _read(self, connection: Connection, after: int, until: int | None = None) -> list[LedgerEvent]:
-        wanted = sa.select(*_READ).where(_EVENTS.c.batch == self.batch, _EVENTS.c.number > after)
+    def _read(
+        self, connection: Connection, after: int, until: int | None = None, *conditions: sa.ColumnElement[bool]
+    ) -> list[LedgerEvent]:
+        wanted = sa.select(*_READ).where(_EVENTS.c.batch == self.batch, _EVENTS.c.number > after, *conditions)
         if until is not None:
             wanted = wanted.where(_EVENTS.c.number <= until)
         rows = connection.execute(wanted.order_by(_EVENTS.c.number))
@@ -220,10 +235,10 @@ def _take_turns(connection: Connection) -> None:
 def _parsed(body: str) -> EventBody:
     """Parse the body of an event; return an empty body for a corrupted row, which `problems` reports."""
     try:
-        fields = _decode(body)
+        fields, end = _decode(body)  # `decode` also looks for white space, which the ledger does not write
     except ValueError:
         return {}
-    return cast(EventBody, fields) if isinstance(fields, dict) else {}
+    return cast(EventBody, fields) if isinstance(fields, dict) and end == len(body) else {}
 
 
 def _canonical(body: Mapping[str, object]) -> str:

@@ -19,6 +19,7 @@ from pipeline import __version__
 from pipeline.machine.disk import keep_if_possible
 from pipeline.preferences.items import Item
 
+_decode = json.JSONDecoder().raw_decode
 _FIELDS = tuple(field.name for field in fields(Item))
 
 
@@ -59,7 +60,8 @@ class StoredItems(Sequence[Item]):
         place = range(len(self))[index]
         begin = self._ends[place - 1] if place else 0
         line = os.pread(self._file.fileno(), self._ends[place] - begin, self._start + begin)
-        return Item(*(_frozen(value) for value in json.loads(line)))
+        fields, _ = _decode(line.decode())
+        return Item(*map(_frozen, fields))
 
 
 def stored_items(cache: Path, content: object, read: Callable[[], Sequence[Item]]) -> Sequence[Item]:

@@ -32,6 +32,18 @@ def test_events_come_back_as_they_were_written(url: str, tmp_path: Path) -> None
     assert [event.number for event in ledger.events(until=1)] == [1]
 
 
+def test_what_is_said_leaves_leases_out_but_the_last_event(url: str, tmp_path: Path) -> None:
+    ledger, other = Ledger(url, f"{tmp_path.name}/a"), Ledger(url, f"{tmp_path.name}/b")
+    other.extend([("lease", {"items": []})] * 9)
+    ledger.extend([("lease", {"items": []}), ("label", {}), ("lease", {"items": []}), ("label", {})])
+    assert [event.number for event in ledger.said()] == [2, 4]
+    assert [event.number for event in ledger.said(until=3)] == [2, 3]  # so that a report knows up to where it goes
+    ledger.extend([("lease", {"items": ["a"]})])
+    assert [event.number for event in ledger.said()] == [2, 4, 5]
+    ledger.close()
+    other.close()
+
+
 CHANGES = {
     "a changed body": ("UPDATE trueup_events SET body = '{}' WHERE batch = :b AND number = 2", "event 2 is not"),
     "a changed time": ("UPDATE trueup_events SET at = at + 1 WHERE batch = :b AND number = 3", "event 3 is not"),

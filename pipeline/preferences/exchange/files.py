@@ -59,4 +59,5 @@ def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
         return text.getvalue().encode()
     if row_format in LISTS:
         return (json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n").encode()
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder for each row
+    return "".join(encode(row) + "\n" for row in rows).encode()
