@@ -6,7 +6,8 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -20,6 +21,7 @@ from pipeline.preferences.live.answering import TRIES, Answering, answer_all
 from pipeline.preferences.live.conversations import Conversations, Rules
 from pipeline.preferences.live.dialogues import Dialogues
 from pipeline.records.shapes.turns import Turn
+from pipeline.stages.collect.run import _preferred
 
 SALT = "6b7f0f2fd2c64b0b8f4c5d3a91e0c7aa"
 
@@ -419,6 +421,20 @@ def test_models_get_the_dialogue_and_random_numbers_of_their_own(ledger: Ledger)
     )
     seeds = {model: seed for model, _, _, seed in responder.asked}
     assert seeds[0] != seeds[1]
+
+
+def test_choices_between_checkpoints_of_before_count_and_are_told(ledger: Ledger) -> None:
+    talk = Talk(ledger, models=["sft " + "a" * 12, "dpo " + "b" * 12])
+    for side in ("left", "right"):
+        talk.say("one")
+        talk.choose(side)
+    sources = [SimpleNamespace(ref=ref, fingerprint=letter * 64) for ref, letter in (("sft", "a"), ("dpo", "c"))]
+    notes: list[str] = []
+    shares = _preferred(cast(Any, SimpleNamespace(inputs={"models": sources}, note=notes.append)), ledger.events())
+    assert shares.keys() == {"preferred/sft " + "a" * 12, "preferred/dpo " + "b" * 12} and sum(shares.values()) == 1
+    assert notes == [
+        f"people also talked with dpo {'b' * 12}, which the recipe does not name now: these choices count too"
+    ]
 
 
 def test_labels_that_are_no_choice_of_a_dialogue_change_none(ledger: Ledger) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted
+from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences import need
 from pipeline.preferences.agreement import edited_pairs, exported, label_table
@@ -88,8 +88,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     alpha = krippendorff_alpha(verdict_NA)
     if alpha is not None:
         metrics["krippendorff_alpha"] = alpha
-    for model, (won, of) in Dialogues().take(events).preferred().items():
-        metrics[f"preferred/{model}"] = won / of
+    if config.models:
+        metrics |= _preferred(ctx, events)
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
     note_head(store, ledger.batch, state.number, state.head)
     ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head})
@@ -100,6 +100,18 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         + (f", {edits} of an edited answer" if edits else "")
         + (f"; no row of {reasons}" if reasons else ""),
     )
+
+
+def _preferred(ctx: StageContext, events: Sequence[LedgerEvent]) -> dict[str, float]:
+    """Return in which share of the preferences of live dialogues each model won; say which are not of this recipe."""
+    counts = Dialogues().take(events).preferred()
+    named = {f"{source.ref} {source.fingerprint[:12]}" for source in ctx.inputs["models"]}
+    older = sorted(counts.keys() - named)
+    if older:
+        ctx.note(
+            f"people also talked with {listed(older)}, which the recipe does not name now: these choices count too"
+        )
+    return {f"preferred/{model}": won / of for model, (won, of) in counts.items()}
 
 
 def _is_left_out(item: str, state: State) -> bool:
