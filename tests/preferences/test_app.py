@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "an edit of another type": ("label", {"choice": "left", "edit": ["x"]}, 422, "edit: input should be a valid"),
     "a flag that is none": ("flag", {"flag": "rude"}, 422, "flag: input should be 'harmful'"),
     "a skip that is a flag": ("skip", {"flag": "broken"}, 422, "flag: extra inputs"),
-    "a long reason": ("skip", {"reason": "x" * 1001}, 422, "reason: string should have at most 1000"),
+    "a long reason": ("skip", {"reason": "x" * 4001}, 422, "reason: string should have at most 4000"),
     "an item that is none": ("label", {"item": "0" * 16, "choice": "left"}, 409, "not handed to you"),
     "an item of somebody else": ("label", {"item": 2, "choice": "left"}, 409, "not handed to you"),
 }
