@@ -73,15 +73,17 @@ SLOW = {
     "launch": "broken_ranks missing_host two_hosts",
     "machine": "limits",
     "models": "deferred",
-    "parallel": "equivalence fallbacks on_policy_processes one_precision pipeline resume_elsewhere sequence "
+    "parallel": "equivalence fallbacks on_policy_processes one_precision pipeline resume_elsewhere "
+    "sampling_processes sequence "
     "tensor tp_replicas trunk_processes zero3 zero_bytes",
-    "preferences": "app collect_stage",
+    "preferences": "accessibility app browser browser_details collect_stage dimensions live_app live_browser "
+    "other_sites rendering security",
     "recipes": "real_recipes",
     "rl": "ppo_resume processes sampling_law sharded_steps trainer",
     "recipe": "trainer_fields",
-    "run": "check_tokens full_disk merge_chain merge_sources preflight run signals",
-    "stages": "every_field new_kind stage_dpo stage_kto stage_merge stage_on_policy stage_ppo stage_reward stage_sft "
-    "stages_templates written_models",
+    "run": "check_tokens full_disk merge_chain merge_sources preflight run run_rounds signals",
+    "stages": "every_field judge_transformers new_kind stage_dpo stage_judge stage_kto stage_merge stage_on_policy "
+    "stage_ppo stage_reward stage_sft stages_templates written_models",
     "training": "audit best",
 }
 """Files whose tests train, start processes or wait, by folder: `make test-fast` leaves them out."""
