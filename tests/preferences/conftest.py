@@ -191,14 +191,21 @@ def open_app(people: Path, serve: Callable[..., Server]) -> Callable[..., Server
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser_arguments() -> list[str]:
+    """Further arguments of the browser; a file of tests may give its own."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def browser(browser_arguments: list[str]) -> Iterator[Any]:
     """Run Debian's Chromium, without a window."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no chromium is installed (Debian: chromium)")
+    sync_api.expect.set_options(timeout=120_000)  # no test depends on speed
     with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", *browser_arguments])
         yield running
         running.close()
 

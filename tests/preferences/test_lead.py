@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probes import REPEAT, ProbePlan, gold_items
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIZES = {"wide": (1280, 800), "phone": (390, 844)}
 PICTURES = os.environ.get("TRUEUP_TEST_PICTURES")
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
@@ -247,17 +245,6 @@ def test_lists_are_shown_in_pages_with_what_people_said(in_process: Callable[...
     assert set(first) == {"item", "prompt", "left", "right", "labels", "skips", "flags", "missing", "final"}
     for body in ({"name": "nothing"}, {"name": "open", "offset": -1}, {}, {"name": "open", "more": 1}):
         app.ask("lead/items", "lin", 422, **body)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed (Debian: chromium)")
-    sync_api.expect.set_options(timeout=120_000)
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 def _open(browser: Any, app: Any, size: str = "wide", scheme: str = "light") -> tuple[Any, list[str]]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from pipeline.preferences.anchors import default_url
 from pipeline.preferences.ledger import Ledger
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIZES = {"wide": (1280, 800), "phone": (390, 844)}
 PICTURES = os.environ.get("TRUEUP_TEST_PICTURES")
 """A folder to leave pictures of the page in, for people to look at."""
@@ -32,16 +30,6 @@ stages:
 compute: {{threads: 1}}
 """
 QUESTION = "which colour has the grass ?"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed (Debian: chromium)")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture

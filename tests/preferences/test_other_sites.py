@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ITEMS, _ = items_of(
     {
         "prompt": [{"role": "user", "content": "question"}],
@@ -32,15 +29,8 @@ SCRIPT = """async ([url, token, body]) => {
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed (Debian: chromium)")
-    with sync_api.sync_playwright() as playwright:
-        names = "MAP evil.example 127.0.0.1"  # the attacker's own name server says so
-        line = ["--no-sandbox", f"--host-resolver-rules={names}"]
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=line)
-        yield running
-        running.close()
+def browser_arguments() -> list[str]:
+    return ["--host-resolver-rules=MAP evil.example 127.0.0.1"]  # the attacker's own name server says so
 
 
 def _page(browser: Any, html: str) -> Any:

@@ -7,11 +7,10 @@ import http.client
 import json
 import logging
 import re
-import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from pipeline.preferences.labels import Batch
 from pipeline.preferences.ledger import Ledger
 
 PAGE = Path(__file__).resolve().parents[2] / "pipeline" / "preferences" / "page"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHORT = ConnectionLimits(idle_s=0.3, body_s=0.3, response_s=800, most=20)
 MARKUP = (
     "<script>window.hacked = 1</script>"
@@ -271,17 +269,6 @@ def test_every_page_forbids_foreign_scripts_and_has_none_inside(in_process: Call
         assert not re.search(
             r"\beval\(|new Function|document\.write|insertAdjacentHTML|localStorage|document\.cookie", text
         ), file
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium is installed (Debian: chromium)")
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 def test_scripts_in_what_people_wrote_never_run(browser: Any, in_process: Callable[..., Any]) -> None:

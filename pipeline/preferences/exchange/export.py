@@ -187,6 +187,17 @@ def _rating(rating: Rating) -> JsonObject:
     }
 
 
+def _verdicts(labels: Labels, without: Counter[str]) -> Iterator[tuple[Item, str, Answer]]:
+    """Yield each label; count the skips and flags, and the labels that say more than a tool has a place for."""
+    for item, name, answer in _said(labels):
+        if answer.kind != "label":
+            without[answer.kind] += 1
+            continue
+        if answer.details is not None:
+            without[NO_PLACE] += 1
+        yield item, name, answer
+
+
 def argilla_rows(labels: Labels) -> Rows:
     """Return records as `rg.Record.to_dict` of Argilla 2 gives them and `rg.Record.from_dict` takes them.
 
@@ -196,12 +207,7 @@ def argilla_rows(labels: Labels) -> Rows:
     """
     records: dict[str, Exported] = {}
     without = Counter[str]()
-    for item, name, answer in _said(labels):
-        if answer.kind != "label":
-            without[answer.kind] += 1
-            continue
-        if answer.details is not None:
-            without[NO_PLACE] += 1
+    for item, name, answer in _verdicts(labels, without):
         user = str(uuid.uuid5(ARGILLA_NAMESPACE, labels.name(name)))
         if item.id not in records:
             records[item.id] = Exported(item.prompt, _record(item))
@@ -252,12 +258,7 @@ def label_studio_rows(labels: Labels) -> Rows:
     """
     tasks: dict[str, Exported] = {}
     without = Counter[str]()
-    for item, name, answer in _said(labels):
-        if answer.kind != "label":
-            without[answer.kind] += 1
-            continue
-        if answer.details is not None:
-            without[NO_PLACE] += 1
+    for item, name, answer in _verdicts(labels, without):
         if item.id not in tasks:
             first, second = map(readable, item.responses)
             data = {"item": item.id, "prompt": readable(item.prompt), "response_a": first, "response_b": second}

@@ -1,5 +1,6 @@
 // The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
 
+import { chooseByClick, introduce, KEYS, STRENGTHS } from "./choices.js";
 import { askText, askWhy } from "./dialogs.js";
 import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
@@ -8,13 +9,11 @@ import { rendered, showTurns, textOf } from "./rendering.js";
 import { asking, requestId, token } from "./requests.js";
 
 const at = (id) => document.getElementById(id);
-const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
 const NAMES = { left: "A", right: "B" };
 const SKIPS = ["I know too little about this", "I cannot decide", "I do not read this language", "The question makes no sense"];
 const FLAGS = ["harmful", "personal data", "broken"];
 const LONGEST_COMMENT = 2000; // bytes; the server counts characters
 const LONGEST_EDIT = 48_000;
-const STRENGTHS = ["", "slightly better", "clearly better", "much better"];
 let items = [];
 let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
@@ -242,13 +241,7 @@ document.addEventListener("keydown", (event) => {
 });
 // A button pressed by mouse or finger does not keep the focus: Enter and the other keys are the page's.
 document.addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur(), true);
-for (const button of at("choices").children) {
-  button.onclick = (event) => {
-    choose(button.dataset.choice);
-    if (event.detail) at("submit").focus({ preventScroll: true }); // by mouse or finger: Enter saves then
-  };
-}
-for (const id of ["left", "right"]) at(id).onclick = (event) => event.target.closest("a, button") || String(getSelection()) || choose(id);
+chooseByClick(choose);
 at("submit").onclick = submit;
 at("comment").onclick = comment;
 for (const side of Object.keys(NAMES)) at(side).querySelector(".edit").onclick = () => edit(side);
@@ -265,12 +258,9 @@ async function begin() {
     return;
   }
   try {
-    const { annotator, title, guidelines, dimensions: asked = [] } = await ask("hello");
-    dimensions = asked;
-    at("title").textContent = `${title}: which answer is better?`;
-    document.title = `${title} · ${annotator}`;
-    at("guidelines").hidden = !guidelines;
-    at("guidelines").lastElementChild.replaceChildren(rendered(guidelines));
+    const told = await ask("hello");
+    dimensions = told.dimensions ?? [];
+    introduce(told, rendered);
     const first = await ask("next");
     at("guidelines").open = first.progress.own === 0;
     take(first);

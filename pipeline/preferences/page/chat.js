@@ -1,11 +1,10 @@
 // The page of live dialogues: a person says something, two models answer, the person chooses, and the dialogue goes on.
 
+import { chooseByClick, introduce, KEYS, STRENGTHS } from "./choices.js";
 import { rendered } from "./rendering.js";
 import { asking, requestId, token } from "./requests.js";
 
 const at = (id) => document.getElementById(id);
-const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
-const STRENGTHS = ["", "slightly better", "clearly better", "much better"];
 const WAYS = {
   either: "the dialogue goes on with one of them, drawn by chance",
   left: "the dialogue goes on with A",
@@ -186,13 +185,7 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-for (const button of at("choices").children) {
-  button.onclick = (event) => {
-    choose(button.dataset.choice);
-    if (event.detail) at("submit").focus({ preventScroll: true }); // by mouse or finger: Enter saves then
-  };
-}
-for (const id of ["left", "right"]) at(id).onclick = () => String(getSelection()) || choose(id);
+chooseByClick(choose);
 at("compose").onsubmit = (event) => {
   event.preventDefault();
   speak();
@@ -209,11 +202,7 @@ async function begin() {
     return;
   }
   try {
-    const { annotator, title, guidelines } = await ask("hello");
-    at("title").textContent = `${title}: which answer is better?`;
-    document.title = `${title} · ${annotator}`;
-    at("guidelines").hidden = !guidelines;
-    at("guidelines").lastElementChild.replaceChildren(rendered(guidelines));
+    introduce(await ask("hello"), rendered);
     const first = await ask("dialogue");
     at("guidelines").open = first.progress.own === 0;
     show(first);

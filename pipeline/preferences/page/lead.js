@@ -1,15 +1,14 @@
 // The page of a lead: how far and how fast it goes, who labels with care, and the pairs that need a decision.
 // Prompts and answers are rendered as on the page of pairs; everything else that people wrote is text, never markup.
 
+import { KEYS, STRENGTHS } from "./choices.js";
 import { showTurns } from "./rendering.js";
+import { Refused, token } from "./requests.js";
 
-const token = location.hash.slice(1);
 const at = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const REFRESH_S = 15;
-const STRENGTHS = ["", "slightly better", "clearly better", "much better"];
 const EVEN = { tie: "No difference", "both good": "Both good", "both bad": "Both bad" };
-const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
 const LISTS = {
   disagreements: ["Disagreements", "People gave different labels. Your verdict decides, and counts as no person's label."],
   flagged: ["Flagged", "Somebody flagged these pairs; they make no row unless you give a verdict."],
@@ -41,8 +40,6 @@ let choice = null;
 let strength = 1;
 let opening = 0; // number of the last request for pairs
 let timer = 0;
-
-class Refused extends Error {}
 
 async function ask(name, body = {}) {
   const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
