@@ -167,3 +167,19 @@ def test_the_boxes_fit(browser: Any, open_app: Callable[..., Any], tmp_path: Pat
         shown.press("Escape")
         sync_api.expect(shown.page.locator(f"#{name}")).to_be_hidden()
     assert shown.wrong == []
+
+
+def test_a_box_that_is_opened_again_at_once_keeps_the_keys(shown: Page) -> None:
+    """Its closing is told later, when it is open again: what has the keys then is not what is gone."""
+    shown.press("1", "e")
+    shown.page.evaluate(
+        """() => {
+          const key = (target, key) => target.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+          const box = document.querySelector("#write");
+          const told = new Promise((done) => box.addEventListener("close", () => setTimeout(done)));
+          box.close();
+          key(document.body, "e");
+          return told;
+        }"""
+    )
+    assert shown.page.evaluate("document.querySelector('#write').open && document.activeElement.id") == "text"

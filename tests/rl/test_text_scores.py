@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from ranks import be_rank, run_ranks
 
+from pipeline.errors import PipelineError
 from pipeline.kind.compute import ComputeSettings
+from pipeline.models.scoring import finite
 from pipeline.parallel.dims import ParallelDims
 from pipeline.parallel.process_group import init_process_group
 from pipeline.parallel.ranks import Ranks
@@ -67,3 +69,10 @@ def test_three_processes_score_as_one(chain: Any, tmp_path: Path, monkeypatch: p
 
 if __name__ == "__main__":
     be_rank(main)
+
+
+def test_a_score_that_is_no_number_is_refused() -> None:
+    assert finite([1.0, -2.0], "rm") == [1.0, -2.0]
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(PipelineError, match=r"^rm gives a score that is no finite number; expected finite scores"):
+            finite([1.0, value], "rm")

@@ -20,7 +20,8 @@ from stopping import StopAfter
 from pipeline.models.generate.decode import GenerationSettings, decode
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.tokenizer.contract import end_ids
-from pipeline.training.sampler import Request, Sampler
+from pipeline.stage import ResolvedInput
+from pipeline.training.sampler import Request, Sampler, _may_change
 
 EVALUATION: dict[str, Any] = {"baseline": "m0", "greedy": [], "max_new_tokens": 12, "resamples": 100}
 
@@ -172,3 +173,12 @@ def test_batches_give_the_tokens_of_one_call_of_decode(
     assert [response.ids for response in responses] == decode(tiny_model, prompts, settings, row_ids=row_ids)
     ends = {"eos" if response.ids[-1] in eos else "max_new_tokens" for response in responses}
     assert ends == {response.finish_reason for response in responses} == {"eos", "max_new_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "may_change"),
+    [("hub:a/b", True), ("hub:a/b@main", True), ("hub:a/b@0123abc", False), ("5" * 64, False)],
+)
+def test_a_hub_model_without_a_commit_is_asked_anew(fingerprint: str, may_change: bool) -> None:
+    source = ResolvedInput(ref="a/b", name="b", kind="external", fingerprint=fingerprint, path="a/b")
+    assert _may_change(source) is may_change
