@@ -33,10 +33,10 @@ from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.live.dialogues import Dialogues
-from pipeline.preferences.pair_choice import PairChoice
 from pipeline.preferences.probes import ProbePlan, gold_items
 from pipeline.preferences.stored_items import stored_items
 from pipeline.records.loading import load
+from pipeline.records.pair_choice import PairChoice
 from pipeline.records.shapes.turns import Turn
 from pipeline.stage import Data, ResolvedInput, Rows
 from pipeline.stages.collect.config import Config, Live, ledger_url

@@ -11,13 +11,14 @@ from typing import TypedDict
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import Row
-from pipeline.preferences.pair_choice import (
+from pipeline.records.pair_choice import (
     BY_SCORE,
     ChosenPair,
     PairChoice,
     PairRule,
     choose_group,
     choose_pairs,
+    unusable,
 )
 from pipeline.records.shapes.turns import Turn
 from pipeline.stage import Rows
@@ -69,7 +70,7 @@ class Ranking(TypedDict):
 
 def is_usable(candidate: Row) -> bool:
     """Return whether an answer may be compared: it is not empty, and does not say which model it comes from."""
-    return bool(candidate["text"].strip()) and not candidate.get("names_model")
+    return unusable(candidate) is None
 
 
 def chosen_pairs(row: Row, rule: PairRule, seed: int, place: int) -> list[ChosenPair]:

@@ -27,6 +27,8 @@ from pipeline.evaluation.judges.verdicts import (
     verdict_logprobs,
     verdict_of,
 )
+from pipeline.preferences.candidates import chosen_pairs
+from pipeline.records.pair_choice import PairRule
 
 
 def _reply(text: str, *logprobs: tuple[str, dict[str, float]]) -> Reply:
@@ -209,9 +211,25 @@ def test_pairs_are_all_or_so_many_or_those_that_were_drawn() -> None:
     assert 70 < sum(firsts) < 130
 
 
+@pytest.mark.parametrize("count", [1, 2, 0])
+def test_random_pairs_are_those_that_people_would_get(count: int) -> None:
+    rows = [
+        {**_candidates("a", "b", " ", "c", "I am Claude", "d"), "prompt": _turns(f"{place}?", "user")}
+        for place in range(20)
+    ]
+    judged = pairs_of(rows, "prompt", per_prompt=count, seed=7).pairs
+    told = [(one.place, one.first[0]["content"], one.second[0]["content"]) for one in judged]
+    shown = []
+    for place, row in enumerate(rows):
+        for pair in chosen_pairs(row, PairRule(count=count), 7, place):
+            shown.append((place, *(row["candidates"][i]["text"] for i in (pair.first, pair.second))))
+    assert told == shown and len(told) == 20 * (count or 6)
+
+
 def test_rows_without_candidates_are_refused_and_a_pair_that_comes_twice_counts_once() -> None:
     with pytest.raises(PipelineError, match="row 1 of data has no `candidates`"):
         pairs_of([{"prompt": _turns("q", "user")}], "prompt")
+
     row = {"prompt": _turns("q", "user"), "chosen": _turns("a"), "rejected": _turns("b")}
     again = {**row, "chosen": _turns(" b"), "rejected": _turns("a")}
     choice = pairs_of([row, again], "preference")

@@ -33,7 +33,7 @@ from pipeline.errors import Problem
 from pipeline.kind.traits import Packages, Reading, Traits
 from pipeline.preferences.anchors import default_url
 from pipeline.preferences.dimensions import Dimensions
-from pipeline.preferences.pair_choice import PairChoice
+from pipeline.records.pair_choice import PairChoice
 from pipeline.stage import Data, Input, PerRound, Runtime, StageConfig, register_kind
 
 

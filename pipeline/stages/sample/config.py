@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from pipeline.errors import Problem
 from pipeline.kind.traits import Reading, Traits, Workload
-from pipeline.preferences.pair_choice import BY_SCORE, PairChoice
+from pipeline.records.pair_choice import BY_SCORE, PairChoice
 from pipeline.stage import Data, Input, register_kind
 
 _NAMES = WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})

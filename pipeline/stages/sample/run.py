@@ -17,7 +17,7 @@ from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.plain_data import JsonObject, ShapedRow
 from pipeline.preferences.candidates import SCORES, chosen_pairs, pair_row, ranked_row
 from pipeline.preferences.model_names import names_model
-from pipeline.preferences.pair_choice import ChosenPair, PairRule
+from pipeline.records.pair_choice import ChosenPair, PairRule
 from pipeline.rl.rewards.texts import Answered, scores_by_model, unreadable
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.sample.config import Config
