@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -247,6 +248,24 @@ def test_dawid_and_skene_find_more_of_the_truth_than_the_majority() -> None:
     assert right["dawid_skene"] > 0.95 > right["majority"] + 0.02
     rows, without = exported(items, state, decision_by("dawid_skene", items, state))
     assert len(rows) == 400 and not without
+
+
+@pytest.mark.parametrize("accuracies", [(0.85, 0.85, 0.85), (0.9, 0.7, 0.6)])
+def test_a_pair_is_decided_by_a_verdict_that_somebody_gave(accuracies: tuple[float, ...]) -> None:
+    """One label for most pairs, three for 15 %, a tenth of them ties: no tie becomes a preference, nor its opposite."""
+    items, everything, _ = _crowd_of(300, accuracies)
+    rng, said, given = random.Random(7), [], defaultdict[str, set[str]](set)
+    for item in items:
+        people = rng.sample([*everything.labels(item.id).items()], 3 if rng.random() < 0.15 else 1)
+        for who, label in people:
+            verdict = "tie" if rng.random() < 0.1 else str(label.verdict)
+            said.append(("label", {"item": item.id, "annotator": who, "verdict": verdict}))
+            given[item.id].add(verdict)
+    state = _state(*said)
+    decisions, _ = decided(items, state, decision_by("dawid_skene", items, state))
+    assert len(decisions) == 300
+    assert all(verdict in given[items[place].id] or verdict == "split" for place, (verdict, _) in decisions)
+    assert any(verdict == "tie" for _, (verdict, _) in decisions)
 
 
 def test_one_label_each_is_the_decision_however_it_is_made() -> None:
