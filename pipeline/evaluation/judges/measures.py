@@ -15,7 +15,7 @@ from pipeline.evaluation.judges.pairs import Pair, conversation_text
 from pipeline.evaluation.judges.verdicts import OrderVerdict, Outcome
 from pipeline.evaluation.stats.annotators import Labels, cohen_kappa
 from pipeline.evaluation.stats.estimate import Estimate, Record
-from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, ratio_interval, unvaried, wilson
+from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, share_interval, wilson
 from pipeline.plain_data import Row
 from pipeline.records.shapes.turns import Turn
 
@@ -152,23 +152,14 @@ def figures_of(judged: Sequence[JudgedPair], *, seed: int, people: Sequence[Row]
 
 
 def clustered_share(units: Units, *, seed: int, level: float = LEVEL) -> Estimate | None:
-    """Return a share with an interval: Wilson's if each cluster has one unit, else a bootstrap over clusters.
-
-    Where all clusters have the same share, the bootstrap has no width; the interval is then that of `unvaried`.
-    """
+    """Return a share with an interval that knows of clusters (`share_interval`); None without a trial."""
     trials: dict[str, list[bool]] = defaultdict(list)
     for cluster, is_success in units:
         trials[cluster].append(is_success)
     if not trials:
         return None
-    successes_N = np.array([sum(own) for own in trials.values()], dtype=float)
-    sizes_N = np.array([len(own) for own in trials.values()], dtype=float)
-    if sizes_N.max() == 1:
-        return wilson(float(successes_N.sum()), len(sizes_N), level=level)
-    share = float(successes_N.sum() / sizes_N.sum())
-    if np.ptp(successes_N / sizes_N) == 0:
-        return unvaried(share, len(sizes_N), level=level, bounds=(0.0, 1.0))
-    return ratio_interval(successes_N, sizes_N, seed=seed, level=level)
+    successes, sizes = [sum(own) for own in trials.values()], [len(own) for own in trials.values()]
+    return share_interval(successes, sizes, seed=seed, level=level)
 
 
 def agreement_with(judged: Sequence[JudgedPair], people: Sequence[Row], *, seed: int) -> PeopleAgreement | None:

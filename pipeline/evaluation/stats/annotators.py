@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.stats.estimate import Estimate
-from pipeline.evaluation.stats.intervals import LEVEL, ratio_interval, wilson
+from pipeline.evaluation.stats.intervals import LEVEL, share_interval, wilson
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -64,13 +64,14 @@ class DawidSkene:
 def raw_agreement(labels_NA: Labels, *, seed: int, level: float = LEVEL) -> Estimate | None:
     """Return the share of equal labels among all pairs of labels of one item; None when no item has two.
 
-    The interval resamples items: the pairs of one item are not independent of each other.
+    The interval resamples items, since the pairs of one item are not independent of each other; it is Wilson's where
+    each item has one pair (`share_interval`).
     """
     same, pairs = _agreeing_pairs(labels_NA)
     several = pairs > 0
     if not several.any():
         return None
-    return ratio_interval(same[several], pairs[several], seed=seed, level=level)
+    return share_interval(same[several], pairs[several], seed=seed, level=level)
 
 
 def _agreeing_pairs(labels_NA: Labels) -> tuple[Floats, Floats]:
