@@ -361,6 +361,26 @@ def test_kappa_has_an_interval_that_covers_the_truth() -> None:
     assert kappa_interval(np.zeros(5, int), np.zeros(5, int), seed=0) is None
 
 
+def test_kappa_of_few_labels_that_all_agree_is_not_certain() -> None:
+    one = np.repeat([0, 1], 20)
+    estimate = kappa_interval(one, one, seed=0)
+    # Wilson's lower end at 40 of 40 is 40 / (40 + 3.8415) = 0.9124; by chance half of them agree.
+    assert estimate is not None and (estimate.value, estimate.high) == (1, 1)
+    assert estimate.low == pytest.approx((0.91238 - 0.5) / 0.5, abs=1e-4)
+
+
+def test_agreement_with_people_on_several_pairs_of_a_prompt_resamples_prompts() -> None:
+    # Of ten prompts with ten pairs each, the judge agrees on all pairs of five, on none of the others.
+    judged, people = [], []
+    for n in range(100):
+        prompt = f"q{n // 10}"
+        judged.append(JudgedPair(_pair(f"a{n}", f"b{n}", prompt), "first" if n < 50 else "second", 1.0))
+        people.append({"prompt": _turns(prompt, "user"), "chosen": _turns(f"a{n}"), "rejected": _turns(f"b{n}")})
+    agreement = figures_of(judged, seed=0, people=people).people
+    assert agreement is not None and agreement.same.value == 0.5
+    assert agreement.same.high - agreement.same.low > 0.5  # of ten prompts; Wilson's of a hundred pairs has 0.19
+
+
 def test_agreement_with_people_knows_pairs_by_their_texts() -> None:
     outcomes = ["first", "second", "flip", "first", "error"]
     judged = [JudgedPair(_pair("a", "b", str(i)), outcome) for i, outcome in enumerate(outcomes)]  # type: ignore[arg-type]

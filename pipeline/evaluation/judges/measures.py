@@ -179,13 +179,12 @@ def agreement_with(judged: Sequence[JudgedPair], people: Sequence[Row], *, seed:
             left, right = (0, 1) if one.pair.first_is_left else (1, 0)
             theirs.append(left if lead > 0 else right)
             own.append({"first": left, "second": right}.get(one.outcome, 2))
-            same.append(theirs[-1] == own[-1])
-    if not theirs:
+            same.append((one.prompt, theirs[-1] == own[-1]))
+    share = clustered_share(same, seed=seed)
+    if share is None:
         return None
-    theirs_N, own_N = np.array(theirs), np.array(own)
-    return PeopleAgreement(
-        pairs=len(theirs), same=wilson(float(sum(same)), len(same)), kappa=kappa_interval(theirs_N, own_N, seed=seed)
-    )
+    kappa = kappa_interval(np.array(theirs), np.array(own), seed=seed)
+    return PeopleAgreement(pairs=len(theirs), same=share, kappa=kappa)
 
 
 def _preferred(people: Sequence[Row]) -> Mapping[tuple[str, frozenset[str]], list[list[Turn]]]:
@@ -202,7 +201,8 @@ def kappa_interval(
     """Return Cohen's kappa with a percentile bootstrap interval over items; None if it is not defined.
 
     Resamples in which it is not defined, because all of their labels are one class, count as no agreement beyond
-    chance.
+    chance. Where all labels agree, every resample does too; the lower end then is the kappa of the same shares of
+    classes at the lower end of the agreement (Wilson's).
     """
     value = cohen_kappa(one_N, other_N)
     if value is None:
@@ -214,4 +214,8 @@ def kappa_interval(
         kappa = cohen_kappa(one_N[picked], other_N[picked])
         resampled.append(0.0 if kappa is None else kappa)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    if (one_N == other_N).all():
+        by_chance = float(sum((one_N == label).mean() ** 2 for label in np.unique(one_N)))
+        least = wilson(len(one_N), len(one_N), level=level).low
+        low = min(low, (least - by_chance) / (1 - by_chance))
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=len(one_N))
