@@ -14,7 +14,7 @@ from pipeline.preferences.anchors import default_url
 from pipeline.preferences.exchange.export import FORMATS, LABEL_STUDIO_CONFIG, Labels, split_rows
 from pipeline.preferences.exchange.files import content_of
 from pipeline.preferences.exchange.importing import Matcher, events_of, pair_format, said_in
-from pipeline.preferences.exchange.texts import transcript
+from pipeline.preferences.exchange.texts import readable, transcript
 from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
@@ -187,6 +187,69 @@ def test_records_and_tasks_come_back_without_skips_and_flags(tmp_path: Path, row
     state, counts = _read_back(_written(labels, row_format, tmp_path), tmp_path)
     given = {key: one for key, one in _answers(labels.state).items() if one[0] == "label"}
     assert counts == {} and _answers(state) == given
+
+
+def _hard_rows() -> list[dict[str, Any]]:
+    """Pairs that texts alone do not tell apart, and texts that formats have a hard time with."""
+    first, second = _turns("assistant", "p"), _turns("assistant", "q")
+    plan = [*_turns("assistant", "step 1"), *_turns("user", "go on"), *_turns("assistant", "step 2")]
+    other = [*_turns("assistant", "stop"), *_turns("user", "why?"), *_turns("assistant", "because")]
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    texts = ("م‫שלום", "a\rb\r\nc", "Human: who?\n\nAssistant: me", "👩‍👩‍👧", "n\0ul", "=1+1", "- item", '"a",b;c\t')
+    return [
+        {"prompt": _turns("user", "m"), "chosen": first, "rejected": second},
+        {"prompt": _turns("user", "m"), "chosen": second, "rejected": first},
+        {"prompt": _turns("user", " m"), "chosen": _turns("assistant", "p "), "rejected": second},
+        {"prompt": [*_turns("system", "S"), *_turns("user", "x")], "chosen": first, "rejected": second},
+        {"prompt": _turns("user", "S\n\nx"), "chosen": first, "rejected": second},
+        {"prompt": _turns("user", "plan"), "chosen": plan, "rejected": other},
+        {"prompt": _turns("user", '[{"role": "user", "content": "i"}]'), "chosen": first, "rejected": second},
+        {
+            "prompt": [*_turns("user", "w?"), {"role": "assistant", "content": "", "tool_calls": [call]}],
+            "chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}],
+            "rejected": second,
+        },
+        *({"prompt": _turns("user", t), "chosen": _turns("assistant", t), "rejected": second} for t in texts),
+    ]
+
+
+@pytest.mark.parametrize("row_format", ["raw", "csv", "parquet", "argilla", "label-studio"])
+def test_labels_of_pairs_of_equal_texts_come_back_to_their_own_pair(tmp_path: Path, row_format: str) -> None:
+    items, left_out = items_of(_hard_rows())
+    assert left_out == 0
+    verdicts = ("first", "second", "tie", "both good", "both bad")
+    state = State()
+    for number, item in enumerate(items):
+        said: Any = {"verdict": verdicts[number % 5], "strength": 1 + number % 3, "swapped": number % 2 == 0}
+        state._take("label", {"item": item.id, "annotator": "ada", **said}, number)
+    file = _written(Labels(items, state, {}), row_format, tmp_path)
+    counts: Any = Counter()
+    read = [row.value for row in read_rows(file)]
+    made = events_of(said_in(read, pair_format(read[0] or {}), counts), Matcher(items), State(), file.name, "")
+    assert not counts and not made.counts
+    back = State()
+    for number, (kind, body) in enumerate(made.events):
+        back._take(kind, body, number)
+    assert _answers(back) == _answers(state)
+
+
+def test_of_pairs_of_equal_texts_one_in_the_order_of_the_row_is_meant() -> None:
+    items, _ = items_of(_hard_rows()[:2])
+    row = {"prompt": "m", "response_a": "q", "response_b": "p", "person": "ada", "verdict": "a"}
+    made = events_of(said_in([row], "raw", Counter()), Matcher(items), State(), "x", "")
+    ((_, body),) = made.events
+    assert (body["item"], body["verdict"]) == (items[1].id, "first")
+
+
+@pytest.mark.parametrize("is_exchanged", [False, True])
+@pytest.mark.parametrize("form", [readable, list])
+def test_responses_of_several_turns_are_known_in_either_order(form: Any, is_exchanged: bool) -> None:
+    """Without an id, in the form of Label Studio or as turns."""
+    items, _ = items_of(_hard_rows()[5:6])
+    first, second = map(form, items[0].responses[::-1] if is_exchanged else items[0].responses)
+    row = {"prompt": "plan", "response_a": first, "response_b": second, "person": "ada", "verdict": "a"}
+    ((_, body),) = events_of(said_in([row], "raw", Counter()), Matcher(items), State(), "x", "").events
+    assert body["verdict"] == ("second" if is_exchanged else "first")
 
 
 @pytest.mark.parametrize("row_format", ["preference", "hh"])

@@ -1,15 +1,15 @@
 """Labels of other tools as events of the ledger.
 
-A row is matched to an item by its texts, without regard to white space and to the order of both responses. Nothing is
-overwritten: of a person who has answered an item already, the answer in the ledger stays. A file that is imported twice
-therefore changes nothing the second time.
+A row is matched to an item by the item's id, which exports have, else by its texts, without regard to white space and
+to the order of both responses. Nothing is overwritten: of a person who has answered an item already, the answer in the
+ledger stays. A file that is imported twice therefore changes nothing the second time.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast, get_args
 
@@ -17,7 +17,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject, Row
 from pipeline.preferences.details import Details
 from pipeline.preferences.events import EventBody, EventKind, FlagKind, NewEvent, Rating, Verdict
-from pipeline.preferences.exchange.texts import Key, keys_of, words
+from pipeline.preferences.exchange.texts import Key, forms_of, keys_of, words
 from pipeline.preferences.items import Item, text_of
 from pipeline.preferences.labels import State
 from pipeline.records.faults import BadRowError
@@ -51,6 +51,7 @@ class Said(NamedTuple):
         guidelines: version of the guidelines.
         reason: reason for a skip or a flag.
         details: what else was said; ratings are of ``responses`` in the order of the row.
+        item: id that the row gives its pair: of an export, the item's; empty when there is none.
     """
 
     prompt: str
@@ -64,6 +65,7 @@ class Said(NamedTuple):
     guidelines: str = ""
     reason: str = ""
     details: Details = Details()
+    item: str = ""
 
 
 def pair_format(row: Row) -> str:
@@ -107,6 +109,7 @@ def _of_raw(row: Row) -> Iterator[Said]:
         str(row.get("guidelines") or ""),
         str(row.get("reason") or ""),
         _details(row),
+        str(row.get("item") or ""),
     )
 
 
@@ -169,7 +172,8 @@ def _of_argilla(row: Row) -> Iterator[Said]:
         verdict = VERDICTS.get(value.casefold()) if place is None else VERDICTS["ab"[place]]
         if verdict is not None:
             person = people.get(user) or (f"argilla-{user[:8]}" if _is_uuid(user) else user)
-            yield Said(*_said_texts(texts), person, verdict=verdict, strength=_strength(strengths.get(user)))
+            strength, item = _strength(strengths.get(user)), str(row.get("id") or "")
+            yield Said(*_said_texts(texts), person, verdict=verdict, strength=strength, item=item)
 
 
 def _is_uuid(text: str) -> bool:
@@ -192,8 +196,8 @@ def _of_label_studio(row: Row) -> Iterator[Said]:
             written = results.get("textarea", {}).get("text") or [""]
             person = str(written if isinstance(written, str) else written[0]) or _annotator(annotation)
             strength = _strength(results.get("rating", {}).get("rating"))
-            seconds = _seconds(annotation.get("lead_time"))
-            yield Said(*_said_texts(texts), person, verdict=verdict, strength=strength, seconds=seconds)
+            seconds, item = _seconds(annotation.get("lead_time")), str(row["data"].get("item") or "")
+            yield Said(*_said_texts(texts), person, verdict=verdict, strength=strength, seconds=seconds, item=item)
 
 
 def _annotator(annotation: Row) -> str:
@@ -271,23 +275,35 @@ class Import(NamedTuple):
 
 
 class Matcher:
-    """Finds the items of rows by their texts.
+    """Finds the items of rows: by their ids, else by their texts.
 
     Args:
         items: items of the batch.
     """
 
     def __init__(self, items: Sequence[Item]) -> None:
-        self._items: dict[Key, tuple[str, str]] = {}
+        self._firsts: dict[str, frozenset[str]] = {}
+        self._items: dict[Key, list[str]] = defaultdict(list)
         for item in items:
+            self._firsts[item.id] = forms_of(item.responses[0])
             for key in keys_of(item):
-                first = words(text_of(item.responses[0]))
-                self._items.setdefault(key, (item.id, first))
+                self._items[key].append(item.id)
 
     def item_of(self, said: Said) -> tuple[str, bool] | None:
-        """Return the id of a row's item, and whether the row has its responses in the other order; None without one."""
+        """Return the id of a row's item, and whether the row has its responses in the other order; None without one.
+
+        Of several items with the same texts, one that has them in the order of the row comes first. A row with the id
+        of an item is one of it whatever its texts, which another tool may have changed.
+        """
+        first, second = said.responses
+        if said.item in self._firsts:
+            firsts = self._firsts[said.item]
+            return said.item, first not in firsts and second in firsts
         known = self._items.get((said.prompt, frozenset(said.responses)))
-        return (known[0], said.responses[0] != known[1]) if known else None
+        if not known:
+            return None
+        in_order = next((item for item in known if first in self._firsts[item]), None)
+        return (known[0], True) if in_order is None else (in_order, False)
 
 
 def said_in(rows: Iterable[Row | None], row_format: str, counts: Counter[str]) -> Iterator[Said]:

@@ -60,8 +60,13 @@ def words(value: object) -> str:
     return " ".join(str(value).split())
 
 
+def forms_of(turns: Sequence[Turn]) -> frozenset[str]:
+    """Return the words of turns in each form in which a tool may have written them."""
+    return frozenset(words(form) for form in (turns, text_of(turns), readable(turns)))
+
+
 def keys_of(item: Item) -> Iterable[Key]:
     """Return the keys under which an item is found, whichever tool wrote its texts."""
-    first, second = item.responses
-    for form in (text_of, readable):
-        yield words(form(item.prompt)), frozenset((words(form(first)), words(form(second))))
+    for form in (lambda turns: turns, text_of, readable):
+        prompt, first, second = (words(form(turns)) for turns in (item.prompt, *item.responses))
+        yield prompt, frozenset((first, second))
