@@ -20,7 +20,8 @@ from pipeline.preferences.agreement import LabelledPair, edited_pairs
 from pipeline.preferences.events import LedgerEvent, NewEvent
 from pipeline.preferences.exchange.export import FORMATS, Labels, Rows, split_rows
 from pipeline.preferences.exchange.files import content_of
-from pipeline.preferences.exchange.importing import READ_AS, Matcher, events_of, pair_format, said_in
+from pipeline.preferences.exchange.importing import Matcher, events_of
+from pipeline.preferences.exchange.reading import READ_AS, pair_format, said_in
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import State
 from pipeline.preferences.people import check_name

@@ -13,7 +13,8 @@ import pytest
 from pipeline.preferences.anchors import default_url
 from pipeline.preferences.exchange.export import FORMATS, LABEL_STUDIO_CONFIG, Labels, split_rows
 from pipeline.preferences.exchange.files import content_of
-from pipeline.preferences.exchange.importing import Matcher, events_of, pair_format, said_in
+from pipeline.preferences.exchange.importing import Matcher, events_of
+from pipeline.preferences.exchange.reading import pair_format, said_in
 from pipeline.preferences.exchange.texts import readable, transcript
 from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.labels import Batch, State
