@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -500,6 +501,62 @@ def test_what_is_not_imported_is_said(labelled: Path, call: Any) -> None:
     export = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
     (said,) = (row for row in map(json.loads, export.stdout.splitlines()) if row["person"] == "them")
     assert (said["verdict"], said["strength"], said["left"], said["seconds"]) == ("response_b", 2, None, None)
+
+
+def test_what_an_import_does_not_understand_is_said(labelled: Path, call: Any) -> None:
+    """Words that are no verdict, columns that nobody reads, people whose names are nearly the same."""
+    folder = labelled.parent
+    recipe = (labelled, "labels", "--store", "store")
+    pair = {"prompt": "What is 1 plus 1?", "response_a": "wrong-1: 3", "response_b": "right-1: 2"}
+    verdicts = ("respons_a", "respons_a", "better: b", "", "both_bad", "Model B", "tie (bothbad)")
+    people = ("x", "x", "x", "x", "Ada", "Lin Ada", "lin  ada")
+    rows = [{**pair, "verdict": verdict, "person": who} for verdict, who in zip(verdicts, people, strict=True)]
+    rows[4] |= {"confidence": 0.5}
+    (folder / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = call("labels", "import", *recipe, "theirs.jsonl", cwd=folder)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == (
+        "3 labels of 3 people imported; 1 row with “better: b” for a verdict; 2 rows with “respons_a” for a "
+        "verdict; 1 row without a verdict"
+    )
+    assert "confidence: this column is not read" in told.stderr
+    assert "ada, Ada are 2 people, whose names differ in case or white space only" in told.stderr
+    assert "Lin Ada, lin  ada are 2 people" in told.stderr
+    raw = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
+    back = {row["person"]: row for row in map(json.loads, raw.stdout.splitlines())}
+    assert [back[who]["verdict"] for who in people[4:]] == ["both bad", "response_b", "both bad"]
+    (empty,) = said_in([{**rows[4], "comment": math.nan, "person": math.nan}], "raw", Counter())
+    assert (empty.person, empty.details.comment) == ("", "")  # cells that pandas left empty
+
+
+def test_a_response_that_argilla_has_as_a_draft_is_no_label() -> None:
+    record = {"fields": {"prompt": "q", "response_a": "a", "response_b": "b"}, "metadata": {}}
+    votes = [{"value": "response_a", "user_id": who, "status": who} for who in ("draft", "submitted", "discarded")]
+    said = list(said_in([{**record, "responses": {"preference": votes}}], "argilla", Counter()))
+    assert [one.person for one in said] == ["submitted"]
+
+
+def test_responses_are_submitted_in_argilla(tmp_path: Path) -> None:
+    """Without a status, `rg.Record.from_dict` of argilla 2.8 makes drafts of them."""
+    rows, _ = FORMATS["argilla"](_labels(tmp_path))
+    votes = [vote for one in rows for answers in one.row["responses"].values() for vote in answers]
+    assert votes and all(vote["status"] == "submitted" for vote in votes)
+
+
+def test_an_export_says_what_it_lacks_and_what_to_look_at(labelled: Path, call: Any) -> None:
+    folder = labelled.parent
+    recipe = (labelled, "labels", "--store", "store")
+    ledger = Ledger(default_url(folder / "store"), "labels")
+    first = next(event.body["item"] for event in ledger.events() if event.kind == "label")
+    said: Any = {"item": first, "annotator": "mary", "verdict": "first", "comment": "=1+1, as ADA says"}
+    ledger.extend([("label", said), ("label", {**said, "item": "0" * 16}), ("label", {**said, "item": "gold:x"})])
+    told = call("labels", "export", *recipe, "--format", "csv", "--pseudonyms", cwd=folder)
+    assert told.returncode == 0, told.stderr
+    assert "1 answer to pairs that the data do not have now is left out" in told.stderr
+    assert "1 row has a text that names a person: --pseudonyms changes nothing that people wrote" in told.stderr
+    assert "1 cell begins like a formula: a spreadsheet should import the columns as text" in told.stderr
+    plain = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
+    assert "names a person" not in plain.stderr and "formula" not in plain.stderr and "left out" in plain.stderr
 
 
 def test_a_split_writes_two_files_that_a_recipe_takes(labelled: Path, call: Any) -> None:

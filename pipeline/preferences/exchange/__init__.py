@@ -1,1 +1,1 @@
-"""Labels in the formats of other tools: `export.py` writes them, `reading.py` reads them, `importing.py` finds their pairs."""
+"""Labels in the formats of other tools: `export.py` writes, `reading.py` reads, `importing.py` finds the pairs."""

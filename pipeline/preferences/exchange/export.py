@@ -202,8 +202,10 @@ def argilla_rows(labels: Labels) -> Rows:
     """Return records as `rg.Record.to_dict` of Argilla 2 gives them and `rg.Record.from_dict` takes them.
 
     The settings that fit are a `ChatField` prompt, `TextField` response_a and response_b, a `LabelQuestion` preference
-    of response_a, response_b, tie, both good and both bad, and a `RatingQuestion` strength of 1, 2 and 3. Argilla knows
-    people by UUIDs; the metadata say whose they are. Skips and flags have no place in a record, and are counted.
+    of response_a, response_b, tie, both good and both bad, and a `RatingQuestion` strength of 1, 2 and 3, which is not
+    required: only preferences have it. Argilla knows people by UUIDs and takes responses of users that it has; the
+    metadata say whose they are. A response without a status would be a draft. Skips and flags have no place in a
+    record, and are counted.
     """
     records: dict[str, Exported] = {}
     without = Counter[str]()
@@ -213,11 +215,15 @@ def argilla_rows(labels: Labels) -> Rows:
             records[item.id] = Exported(item.prompt, _record(item))
         record = records[item.id].row
         verdict = SIDES.get(str(answer.verdict), answer.verdict)
-        record["responses"]["preference"].append({"value": verdict, "user_id": user})
+        record["responses"]["preference"].append(_submitted(verdict, user))
         if answer.verdict in SIDES:
-            record["responses"].setdefault("strength", []).append({"value": answer.strength, "user_id": user})
+            record["responses"].setdefault("strength", []).append(_submitted(answer.strength, user))
         record["metadata"]["people"].append(f"{user} {labels.name(name)}")
     return list(records.values()), without
+
+
+def _submitted(value: object, user: str) -> JsonObject:
+    return {"value": value, "user_id": user, "status": "submitted"}
 
 
 def _record(item: Item) -> JsonObject:

@@ -15,7 +15,7 @@ from pipeline.plain_data import JsonObject
 LISTS = ("argilla", "label-studio")
 """Formats whose file is one JSON list."""
 
-_COLUMNS = {
+TABLE = {
     "item": pa.string(),
     "prompt": pa.string(),
     "response_a": pa.string(),
@@ -47,13 +47,13 @@ def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
         row_format: name of the format, one of `pipeline.preferences.exchange.export.FORMATS`.
     """
     if row_format == "parquet":
-        table = pa.Table.from_pylist(list(rows), schema=pa.schema(_COLUMNS))
+        table = pa.Table.from_pylist(list(rows), schema=pa.schema(TABLE))
         sink = io.BytesIO()
         pq.write_table(table, sink)
         return sink.getvalue()
     if row_format == "csv":
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(_COLUMNS))
+        writer = csv.DictWriter(text, list(TABLE))
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue().encode()

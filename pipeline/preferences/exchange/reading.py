@@ -6,6 +6,7 @@ Owns the formats of rows and the words of verdicts. Knows nothing of the batch: 
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,19 +16,29 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject, Row
 from pipeline.preferences.details import Details
 from pipeline.preferences.events import EventKind, FlagKind, Rating, Verdict
+from pipeline.preferences.exchange.files import TABLE
 from pipeline.preferences.exchange.texts import words
 from pipeline.preferences.items import text_of
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.conversion import shaped
 
 VERDICTS: Mapping[str, Verdict] = {
-    **dict.fromkeys(("response_a", "first", "a", "left", "1"), "first"),
-    **dict.fromkeys(("response_b", "second", "b", "right", "2"), "second"),
+    **dict.fromkeys(("response a", "first", "a", "left", "1", "model a"), "first"),
+    **dict.fromkeys(("response b", "second", "b", "right", "2", "model b"), "second"),
     "tie": "tie",
     "both good": "both good",
-    "both bad": "both bad",
+    **dict.fromkeys(("both bad", "bothbad", "tie (bothbad)"), "both bad"),  # the last is Arena's
 }
-"""Words of a verdict; `first` is the response that the row names first."""
+"""Words of a verdict, as `_verdict` normalises them; `first` is the response that the row names first."""
+
+COLUMNS: Mapping[str, frozenset[str]] = {
+    "raw": frozenset(TABLE),
+    "preference": frozenset({"prompt", "chosen", "rejected", "margin", "person", "annotator", "tools"}),
+}
+"""Columns of the formats that are tables."""
+
+MOST_UNKNOWN = 5
+"""Words that are no verdict, of which an import shows so many."""
 
 RESPONSES: Mapping[str, Verdict] = {"response_a": "first", "response_b": "second"}
 
@@ -87,25 +98,36 @@ def pair_format(row: Row) -> str:
     )
 
 
+def _text(value: object) -> str:
+    """Return the value of a cell as text; an empty cell of a table is None, or NaN where pandas wrote it."""
+    return "" if value is None or value != value else str(value)
+
+
+def _verdict(value: object) -> Verdict | None:
+    """Return the verdict that a word stands for; None for any other word."""
+    word = re.sub(r"[\s_-]+", " ", _text(value)).strip().casefold()
+    return VERDICTS.get(word)
+
+
 def _of_raw(row: Row) -> Iterator[Said]:
-    kind = str(row.get("kind") or "label")
-    verdict = VERDICTS.get(str(row.get("verdict") or "").strip().casefold())
+    kind = _text(row.get("kind")) or "label"
+    verdict = _verdict(row.get("verdict"))
     if kind not in ("label", "skip", "flag") or (kind == "label" and verdict is None):
         return
     left = {"response_a": 0, "response_b": 1}.get(str(row.get("left") or ""))
     yield Said(
         words(row["prompt"]),
         (words(row["response_a"]), words(row["response_b"])),
-        str(row.get("person") or ""),
+        _text(row.get("person")),
         cast(EventKind, kind),
         verdict if kind == "label" else None,
         _strength(row.get("strength")),
         _seconds(row.get("seconds")),
         left,
-        str(row.get("guidelines") or ""),
-        str(row.get("reason") or ""),
+        _text(row.get("guidelines")),
+        _text(row.get("reason")),
         _details(row),
-        str(row.get("item") or ""),
+        _text(row.get("item")),
     )
 
 
@@ -127,7 +149,7 @@ def _details(row: Row) -> Details:
     if not all(_is_rating(one) for one in by_place.values()):
         raise ValueError(told)
     checked = cast(Mapping[str, Rating], by_place)
-    return Details(str(row.get("comment") or ""), str(row.get("edit") or ""), flag, checked)
+    return Details(_text(row.get("comment")), _text(row.get("edit")), flag, checked)
 
 
 def _is_rating(said: JsonObject) -> bool:
@@ -163,9 +185,11 @@ def _of_argilla(row: Row) -> Iterator[Said]:
     strengths = {str(one.get("user_id")): one.get("value") for one in answers.get("strength") or ()}
     names = {name.casefold(): place for place, name in enumerate(texts[1])}
     for vote in votes:
+        if str(vote.get("status") or "submitted") != "submitted":  # a draft, or discarded
+            continue
         user, value = str(vote.get("user_id") or ""), str(vote.get("value") or "").strip()
         place = names.get(value.casefold())
-        verdict = VERDICTS.get(value.casefold()) if place is None else VERDICTS["ab"[place]]
+        verdict = _verdict(value) if place is None else VERDICTS["ab"[place]]
         if verdict is not None:
             person = people.get(user) or (f"argilla-{user[:8]}" if _is_uuid(user) else user)
             strength, item = _strength(strengths.get(user)), str(row.get("id") or "")
@@ -187,7 +211,7 @@ def _of_label_studio(row: Row) -> Iterator[Said]:
             continue
         choices = results.get("choices", {}).get("choices") or [""]
         word = results.get("pairwise", {}).get("selected") or choices[0]
-        verdict = VERDICTS.get(str(word).casefold())
+        verdict = _verdict(word)
         if verdict is not None:
             written = results.get("textarea", {}).get("text") or [""]
             person = str(written if isinstance(written, str) else written[0]) or _annotator(annotation)
@@ -276,5 +300,26 @@ def said_in(rows: Iterable[Row | None], row_format: str, counts: Counter[str]) -
             counts["row that cannot be read"] += 1
             continue
         if not said:
-            counts["row without a verdict"] += 1
+            counts[_unknown(row, row_format, counts)] += 1
         yield from said
+
+
+def unread_columns(rows: Iterable[Row | None], row_format: str) -> list[str]:
+    """Return the columns of a table that an import does not read, in their order; none of formats that are no tables.
+
+    Args:
+        rows: rows of a file; None for a row that cannot be read.
+        row_format: one of `pair_format`'s.
+    """
+    known = COLUMNS.get("preference" if row_format == "hh" else row_format)
+    if known is None:
+        return []
+    return [name for name in dict.fromkeys(str(name) for row in rows for name in row or ()) if name not in known]
+
+
+def _unknown(row: Row, row_format: str, counts: Counter[str]) -> str:
+    """Return what is said of a row without a verdict: the word that is none, where there are not too many of them."""
+    word = " ".join(_text(row.get("verdict")).split())[:40] if row_format == "raw" else ""
+    told = f"row with “{word}” for a verdict"
+    shown = sum(what.endswith("for a verdict") for what in counts)
+    return told if word and (told in counts or shown < MOST_UNKNOWN) else "row without a verdict"
