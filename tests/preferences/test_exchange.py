@@ -507,7 +507,7 @@ def test_what_an_import_does_not_understand_is_said(labelled: Path, call: Any) -
     """Words that are no verdict, columns that nobody reads, people whose names are nearly the same."""
     folder = labelled.parent
     recipe = (labelled, "labels", "--store", "store")
-    pair = {"prompt": "What is 1 plus 1?", "response_a": "wrong-1: 3", "response_b": "right-1: 2"}
+    pair = {"prompt": "What is 1 plus 1?", "response_a": "wrong-1: 3", "response_b": "right-1: 2"}  # data: right first
     verdicts = ("respons_a", "respons_a", "better: b", "", "both_bad", "Model B", "tie (bothbad)")
     people = ("x", "x", "x", "x", "Ada", "Lin Ada", "lin  ada")
     rows = [{**pair, "verdict": verdict, "person": who} for verdict, who in zip(verdicts, people, strict=True)]
@@ -524,7 +524,7 @@ def test_what_an_import_does_not_understand_is_said(labelled: Path, call: Any) -
     assert "Lin Ada, lin  ada are 2 people" in told.stderr
     raw = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
     back = {row["person"]: row for row in map(json.loads, raw.stdout.splitlines())}
-    assert [back[who]["verdict"] for who in people[4:]] == ["both bad", "response_b", "both bad"]
+    assert [back[who]["verdict"] for who in people[4:]] == ["both bad", "response_a", "both bad"]
     (empty,) = said_in([{**rows[4], "comment": math.nan, "person": math.nan}], "raw", Counter())
     assert (empty.person, empty.details.comment) == ("", "")  # cells that pandas left empty
 
