@@ -92,7 +92,7 @@ class Config(PairChoice):
 
 register_kind(
     "sample",
-    version=2,
+    version=3,
     config=Config,
     run="pipeline.stages.sample.run:run",
     makes="candidates",
