@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.plain_data import Row
+from pipeline.plain_data import JsonObject, Row
 from pipeline.records.pair_choice import (
     BY_SCORE,
     ChosenPair,
@@ -38,12 +38,14 @@ class Pair(TypedDict):
         chosen: the answer that stands first.
         rejected: the other answer.
         propensity: probability with which these two were chosen among the prompt's answers.
+        tools: tools that the assistant may call, where there are any.
     """
 
     prompt: list[Turn]
     chosen: list[Turn]
     rejected: list[Turn]
     propensity: float
+    tools: NotRequired[list[JsonObject]]
 
 
 class Ranked(TypedDict):
@@ -114,7 +116,10 @@ def _usable(row: Row) -> list[int]:
 def pair_row(row: Row, pair: ChosenPair) -> Pair:
     """Return the row of a chosen pair."""
     first, second = (_turn(row["candidates"][place]["text"]) for place in (pair.first, pair.second))
-    return {"prompt": row["prompt"], "chosen": [first], "rejected": [second], "propensity": pair.propensity}
+    sides: Pair = {"prompt": row["prompt"], "chosen": [first], "rejected": [second], "propensity": pair.propensity}
+    if row.get("tools"):
+        sides["tools"] = row["tools"]
+    return sides
 
 
 def pairs_to_label(rows: Rows, config: PairChoice, seed: int) -> tuple[list[Row], int]:

@@ -19,7 +19,7 @@ from pipeline.preferences.details import Details
 from pipeline.preferences.edits import chosen_edit, edited
 from pipeline.preferences.events import Rating, Verdict
 from pipeline.preferences.exchange.texts import cell, readable, transcript
-from pipeline.preferences.items import Item, Turns
+from pipeline.preferences.items import Item, Turns, content_of
 from pipeline.preferences.labels import Answer, State
 from pipeline.preferences.stored_items import ids_of
 from pipeline.records.split import split
@@ -101,7 +101,7 @@ def unpaired_rows(labels: Labels) -> Rows:
     """
     decisions, without = decided(labels.items, labels.state, labels.decide)
     votes: dict[tuple[str, str], list[int]] = {}
-    answers: dict[tuple[str, str], tuple[Turns, Turns]] = {}
+    answers: dict[tuple[str, str], tuple[Item, Turns]] = {}
     for index, (verdict, _) in decisions:
         if verdict not in _GOOD:
             without[verdict] += 1
@@ -114,13 +114,14 @@ def unpaired_rows(labels: Labels) -> Rows:
             responses[place] = tuple(edited(responses[place], edit))
         for response, is_good in zip(responses, _GOOD[verdict], strict=True):
             key = repr(item.prompt), repr(response)
-            answers.setdefault(key, (item.prompt, response))
+            answers.setdefault(key, (item, response))
             votes.setdefault(key, []).append(1 if is_good else -1)
     rows = []
-    for key, (prompt, response) in answers.items():
+    for key, (item, response) in answers.items():
         balance = sum(votes[key])
         if balance:
-            rows.append(Exported(prompt, {"prompt": list(prompt), "completion": list(response), "label": balance > 0}))
+            row: JsonObject = {"prompt": list(item.prompt), "completion": list(response), "label": balance > 0}
+            rows.append(Exported(item.prompt, {**row, "tools": list(item.tools)} if item.tools else row))
         else:
             without["answer with as many for as against"] += 1
     return rows, without
@@ -228,7 +229,7 @@ def _submitted(value: object, user: str) -> JsonObject:
 
 def _record(item: Item) -> JsonObject:
     first, second = map(readable, item.responses)
-    prompt = [{"role": turn["role"], "content": turn["content"]} for turn in item.prompt]
+    prompt = [{"role": turn["role"], "content": content_of(turn)} for turn in item.prompt]
     return {
         "id": item.id,
         "fields": {"prompt": prompt, "response_a": first, "response_b": second},

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from pipeline.preferences.items import Item, text_of
+from pipeline.preferences.items import Item, content_of, text_of
 from pipeline.records.shapes.turns import Turn
 
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
@@ -46,8 +46,8 @@ def cell(turns: Sequence[Turn]) -> str:
 def readable(turns: Sequence[Turn]) -> str:
     """Return turns as people read them: the content of a single turn, else a paragraph with its speaker for each."""
     if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+        return content_of(turns[0])
+    return "\n\n".join(f"{turn['role'].capitalize()}: {content_of(turn)}" for turn in turns)
 
 
 def words(value: object) -> str:
