@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -55,7 +56,7 @@ class Response(NamedTuple):
 
     Attributes:
         text: text without special tokens, cut before a stop string, without white space around it.
-        ids: sampled tokens, the end token included; a stop string and what follows it too.
+        ids: tokens of the response, the end token or the stop string included.
         finish_reason: why it ends.
     """
 
@@ -362,11 +363,21 @@ _NOT_KEPT = "the responses cannot be kept"
 
 
 def _response(ids: list[int], finish_reason: FinishReason, request: Request) -> Response:
-    text = str(request.tokenizer.decode(ids, skip_special_tokens=True))
-    cuts = [place for stop in request.stop if (place := text.find(stop)) >= 0]
+    text = _text(ids, request.tokenizer)
+    cuts = [(place, stop) for stop in request.stop if (place := text.find(stop)) >= 0]
     if cuts:
-        return Response(text[: min(cuts)].strip(), ids, "stop")
+        place, stop = min(cuts, key=lambda cut: (cut[0], len(cut[1])))
+        return Response(text[:place].strip(), _up_to(stop, ids, request.tokenizer), "stop")
     return Response(text.strip(), ids, finish_reason)
+
+
+def _up_to(stop: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the fewest first tokens whose text has a stop string: what a server that halts there would sample."""
+    return ids[: bisect_left(range(len(ids)), 1, key=lambda last: stop in _text(ids[: last + 1], tokenizer)) + 1]
+
+
+def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _end_of(ids: Sequence[int], eos: Sequence[int], max_new_tokens: int) -> FinishReason:

@@ -41,7 +41,7 @@ class Candidate:
         temperature: sampling temperature.
         sample: number of the answer among those of its model and temperature, from 0.
         seed: seed of its random numbers.
-        tokens: length, the end token included.
+        tokens: length, the end token or the stop string included.
         finish_reason: why it ends.
         names_model: whether it names a model.
         log_probability: sum over its tokens; None unless asked for, and for an empty answer.
