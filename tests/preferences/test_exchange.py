@@ -181,6 +181,15 @@ def test_ratings_that_no_export_writes_are_rows_that_cannot_be_read() -> None:
         assert not list(said_in([{**row, **wrong}], "raw", counts)) and counts == {"row that cannot be read": 1}
 
 
+@pytest.mark.parametrize("column", ["prompt", "person", "comment", "edit"])
+def test_half_a_surrogate_pair_is_a_row_that_cannot_be_read(column: str) -> None:
+    """JSON can escape it, and no ledger can hash it."""
+    row = {"prompt": "a", "response_a": "b", "response_b": "c", "verdict": "response_a", "person": "ada"}
+    counts: Any = Counter()
+    rows = [{**row, column: "\ud83d"}, row]
+    assert len(list(said_in(rows, "raw", counts))) == 1 and counts == {"row that cannot be read": 1}
+
+
 @pytest.mark.parametrize("row_format", ["argilla", "label-studio"])
 def test_records_and_tasks_come_back_without_skips_and_flags(tmp_path: Path, row_format: str) -> None:
     labels = _labels(tmp_path)

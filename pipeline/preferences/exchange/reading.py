@@ -296,6 +296,7 @@ def said_in(rows: Iterable[Row | None], row_format: str, counts: Counter[str]) -
             continue
         try:
             said = list(_READERS[row_format](row))
+            json.dumps(said, ensure_ascii=False, default=dict).encode()  # half a surrogate pair is no text
         except (BadRowError, KeyError, TypeError, ValueError, AttributeError):
             counts["row that cannot be read"] += 1
             continue
