@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -29,6 +28,7 @@ from pipeline.errors import agreeing, counted, listed
 from pipeline.models.generate.decode import GenerationSettings, check_prompts, decode
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.generate.steps import Say, cache_use
+from pipeline.models.generate.stop_strings import cut_at_stop
 from pipeline.models.load.pretrained import load_causal_lm
 from pipeline.models.logprobs import logprob_batches, response_logprobs
 from pipeline.models.tokenizer.contract import end_ids
@@ -363,21 +363,8 @@ _NOT_KEPT = "the responses cannot be kept"
 
 
 def _response(ids: list[int], finish_reason: FinishReason, request: Request) -> Response:
-    text = _text(ids, request.tokenizer)
-    cuts = [(place, stop) for stop in request.stop if (place := text.find(stop)) >= 0]
-    if cuts:
-        place, stop = min(cuts, key=lambda cut: (cut[0], len(cut[1])))
-        return Response(text[:place].strip(), _up_to(stop, ids, request.tokenizer), "stop")
-    return Response(text.strip(), ids, finish_reason)
-
-
-def _up_to(stop: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the fewest first tokens whose text has a stop string: what a server that halts there would sample."""
-    return ids[: bisect_left(range(len(ids)), 1, key=lambda last: stop in _text(ids[: last + 1], tokenizer)) + 1]
-
-
-def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
+    cut = cut_at_stop(ids, request.stop, request.tokenizer)
+    return Response(cut.text.strip(), cut.ids, "stop" if cut.is_cut else finish_reason)
 
 
 def _end_of(ids: Sequence[int], eos: Sequence[int], max_new_tokens: int) -> FinishReason:
