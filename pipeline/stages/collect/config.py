@@ -55,7 +55,7 @@ class Live(StageConfig):
     max_new_tokens: int = Field(default=256, ge=1)
 
 
-_OF_PAIRS = ("labels_per_item", "overlap", "gold", "repeats", "dimensions", "aggregate")
+_OF_PAIRS = ("labels_per_item", "overlap", "gold", "repeats", "aggregate")
 """Fields that concern pairs of the data."""
 
 
