@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any, Literal, cast
 
@@ -496,6 +497,54 @@ def test_sides_and_models_are_drawn_by_the_secret_and_nothing_that_is_sent_names
     assert all(len(event.body["texts"]) == 2 for event in events if event.kind == "answers")
     # The same fields are sent whichever side has which model.
     assert len({frozenset(shown) for shown in sent}) == 1
+
+
+def test_no_reply_tells_an_attacker_on_which_side_a_model_is(ledger: Ledger) -> None:
+    """Whoever knows the rules but not the secret guesses from ids, lengths, order, numbers and what was said before."""
+    texts = Random(0)
+    talk = Talk(ledger, Script(lambda model, text, call: f"model {model} says {texts.random()}"), labels=1000)
+    answering, guesses, sides = set(), [], []
+    before = ""
+    for number in range(200):
+        if talk.shown()["phase"] in ("none", "over"):
+            talk.conversations.open("ada")
+        talk.conversations.say("ada", f"message {number % 10}")
+        waits = talk.shown()
+        answering.add((waits["phase"], waits["item"], waits["left"], waits["right"], waits["note"], frozenset(waits)))
+        talk.answer()
+        shown = talk.shown()
+        is_first_left = shown["left"][6] == "0"
+        reply = json.dumps(shown)
+        guesses.append(
+            {
+                "parity of the id": int(shown["item"], 16) % 2 == 0,
+                "size of the id": int(shown["item"], 16) < 2**63,
+                "length of the reply": len(reply) % 2 == 0,
+                "order of the texts": shown["left"][16:] < shown["right"][16:],
+                "number of the message": number % 2 == 0,
+                "messages left": shown["left_messages"] % 2 == 0,
+                "side of before": bool(sides) and sides[-1],
+                "id of before": shown["item"] > before,
+            }
+        )
+        sides.append(is_first_left)
+        before = shown["item"]
+        act = number % 4
+        if act == 0:
+            after = talk.leave("skip")
+            goes_on_left = after["turns"][-1]["content"] == shown["left"]
+            guesses[-1]["what a skip goes on with"] = goes_on_left
+        elif act == 1:
+            after = talk.leave("flag", "", "", "broken")
+            guesses[-1]["side after a flag"] = after["left"][6] == "0"
+            talk.choose("left")
+        else:
+            talk.choose("right" if act == 2 else "tie")
+    assert answering == {("answering", "", "", "", "", frozenset(talk.shown()))}  # nothing while they answer
+    for name in {name for guess in guesses for name in guess}:
+        hits = [guess[name] == side for guess, side in zip(guesses, sides, strict=True) if name in guess]
+        # 4 standard deviations of a coin: 0.14 of 200 guesses, 0.28 of 50.
+        assert abs(sum(hits) / len(hits) - 0.5) < 4 * 0.5 / len(hits) ** 0.5, name
 
 
 def test_another_batch_has_other_sides(tmp_path: Path) -> None:

@@ -164,7 +164,9 @@ async function poll() {
   const number = sent;
   try {
     const told = await ask("dialogue");
-    if (number === sent) show(told); // else the reply to what was sent meanwhile tells more
+    if (number !== sent) return; // the reply to what was sent meanwhile tells more
+    if (at("message").classList.contains("bad")) say(""); // the link works again
+    show(told);
   } catch (error) {
     if (number !== sent) return;
     say(error.message, true);
