@@ -171,6 +171,10 @@ class LeadFigures:
         given = (event for event in events if event.kind == "label" and "source" not in event.body)
         self._at |= {event.number: event.at for event in given}
         self._listings.clear()
+        self._follow(events)
+
+    def _follow(self, events: Sequence[LedgerEvent]) -> None:
+        """Take over what else a kind of batch has to know of the events."""
 
     def _times(self) -> dict[str, list[float]]:
         """Return the times at which each person gave their labels, in order; those of probes too: they take time."""

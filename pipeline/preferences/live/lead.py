@@ -53,8 +53,7 @@ class LiveFigures(LeadFigures):
             items = self._live_listed()[name]
             return len(items), [self._open_item(item) for item in items[offset : offset + count]]
 
-    def _take(self, events: Sequence[LedgerEvent]) -> None:
-        super()._take(events)
+    def _follow(self, events: Sequence[LedgerEvent]) -> None:
         self._live_lists = {}
         for event in events:
             self._dialogues.take([event])
