@@ -328,7 +328,7 @@ def test_keys_and_the_focus_do_what_they_say(browser: Any, talk: Callable[..., A
             break
         if not names or names[-1] != name:
             names.append(name)
-    order = ["guidelines", "raw", "compared", "left", "right", "dimensions"]
+    order = ["raw", "compared", "left", "right", "dimensions"]  # it begins where the answers are
     order += ["left", "right", "submit", "skip", "flag", "comment", "undo"]  # the choices, then the actions
     assert [name for name in names if name in order] == order and names[-1] == "new"
     assert shown.page.get_attribute("#said", "dir") == "auto"
