@@ -213,7 +213,7 @@ def test_every_verb_of_labels_works_on_dialogues_or_refuses_in_one_sentence(
 
 def test_a_lead_looks_after_dialogues_and_is_blind(recipe: Path, talk: Callable[..., Any]) -> None:
     app = talk("--annotators", "ada", "--lead", "lin")
-    assert app.ask("lead/hello", "lin") == {"lead": "lin", "title": "labels", "live": True}
+    assert app.ask("lead/hello", "lin")["live"] is True
     shown = _compared(app, "what colour is grass ?")
     (waiting,) = app.ask("lead/items", "lin", name="waiting")["items"]
     assert waiting["item"] != shown["item"] and not waiting["labels"]

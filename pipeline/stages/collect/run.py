@@ -83,8 +83,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         "pairs": float(len(preferences)),
         "edited": float(edits),
         "left_out": float(without.total()),
-        **_left(items, state),
-        "adjudicated": float(sum(item.id in state.adjudicated for item in items)),
+        **_beside(items, state),
     }
     if agreed is not None:
         metrics |= {"agreement": agreed.value, "agreement_low": agreed.low, "agreement_high": agreed.high}
@@ -105,10 +104,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
 
 
-def _left(items: Sequence[Item], state: State) -> dict[str, float]:
-    """Return the number of skips and of flags of people."""
+def _beside(items: Sequence[Item], state: State) -> dict[str, float]:
+    """Return the number of skips and of flags of people, and of verdicts of leads."""
     kinds = Counter(one.kind for item in ids_of(items) if item in state.given for one in state.given[item].values())
-    return {"skipped": float(kinds["skip"]), "flagged": float(kinds["flag"])}
+    adjudicated = sum(item in state.adjudicated for item in ids_of(items))
+    return {"skipped": float(kinds["skip"]), "flagged": float(kinds["flag"]), "adjudicated": float(adjudicated)}
 
 
 def _preferred(ctx: StageContext, events: Sequence[LedgerEvent], dropped: Container[str]) -> dict[str, float]:
