@@ -137,6 +137,14 @@ def test_every_verb_of_labels_works_on_dialogues_or_refuses_in_one_sentence(
     app = talk("--annotators", "ada,grace", "--lead", "lin")
     assert app.ask("hello", "ada")["dimensions"][0]["name"] == "kind"
     shown = _compared(app, "what colour is grass ?")
+    for route, wrong in {
+        "flag": {"flag": "ugly"},
+        "skip": {"reason": 1},
+        "choose": {"choice": "left", "edit": 3},
+    }.items():
+        app.ask(route, "ada", 422, item=shown["item"], **wrong)
+    assert "do not wait for a choice" in app.ask("skip", "ada", 409, item="0" * 16)["error"]
+    app.ask("skip", "lin", 403, item=shown["item"])
     app.ask("skip", "ada", item=shown["item"], reason="I cannot decide")
     shown = _compared(app, "what colour is grass ?")
     while shown["phase"] == "choose" and app.ask("dialogue", "ada")["progress"]["own"] < 2:
