@@ -131,7 +131,7 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
     if config.models:
         live = _live_models(plan, planned[stage], config, options.recipe)
         batch = Batch((), total=config.talk.labels)
-        opened = Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, live=live)
+        opened = Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, config.dimensions, live)
         return replace(opened, batch=opened.batch_of(label_ledger.events()))
     items = _pairs(plan, artifact_store, options.recipe, stage, "data")
     probes = ProbePlan(repeats=config.repeats)
@@ -249,6 +249,10 @@ def gc_paused() -> Iterator[None]:
 
 
 def _show_state(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
+    if collection.live and what == "agreement":
+        expected = "a batch of pairs: nobody else sees a person's dialogue"
+        remedy = f"`trueup labels stats RECIPE {collection.name}` shows how each person chooses"
+        raise PipelineError(Problem("agreement on live dialogues", expected, remedy))
     events = collection.ledger.said(until)
     batch, state = collection.batch_of(events), State().take(events)
     if what == "status":
@@ -273,13 +277,19 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
     """Take items out of a batch: those named, or all that nobody there can complete.
 
     Raises:
-        PipelineError: an item is not in the batch, or none was named.
+        PipelineError: an item is not in the batch, none was named, or those that nobody can complete are of live
+            dialogues.
     """
+    if stuck and collection.live:
+        expected = "ids of pairs: any further dialogue gives the labels that are missing"
+        raise PipelineError(Problem("--stuck of live dialogues", expected))
     queue = LabelQueue(collection.batch, collection.ledger)
     known = frozenset(collection.batch.ids)
     unknown = [item for item in items if item not in known]
     if unknown:
-        expected = f"ids of pairs as `trueup labels status RECIPE {collection.name} --json` lists them"
+        listing = "export" if collection.live else "status"
+        option = "--format raw" if collection.live else "--json"
+        expected = f"ids of pairs as `trueup labels {listing} RECIPE {collection.name} {option}` lists them"
         raise PipelineError(Problem(f"no pair of this batch is {', '.join(unknown)}", expected))
     chosen = [*items, *(one.item for one in queue.stuck() if stuck)]
     if not chosen and not stuck:
@@ -301,17 +311,6 @@ def close(collection: Collection, *, reopen: bool) -> None:
         print_line(f"closed with {counted(progress['done'], 'label')}; `trueup run` goes on with them")
 
 
-def check_has_lead(collection: Collection) -> None:
-    """Check that the batch has a page for a lead.
-
-    Raises:
-        PipelineError: it has live dialogues.
-    """
-    if collection.live:
-        remedy = "`trueup labels status` and `trueup labels stats` show how it goes"
-        raise PipelineError(Problem("live dialogues have no page for a lead", "annotators", remedy))
-
-
 def change_people(collection: Collection, changes: PeopleChanges, address: str) -> None:
     """Add people and print their links, pause them, let them go on, or revoke their links; then list all.
 
@@ -325,8 +324,6 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
     Raises:
         PipelineError: nobody has a name that is to be changed.
     """
-    if changes.add and changes.role == "lead":
-        check_has_lead(collection)
     queue = LabelQueue(collection.batch, collection.ledger)
     accesses: dict[Access, Sequence[str]] = {
         "paused": changes.pause, "active": changes.resume, "revoked": changes.revoke

@@ -65,6 +65,9 @@ def export(collection: Collection, options: ExportOptions) -> None:
         PipelineError: an option does not fit the format, or the file cannot be written.
     """
     _check(options)
+    if options.aggregate is not None and collection.live:
+        expected = "a batch of pairs: nobody else sees a person's dialogue"
+        raise PipelineError(Problem(f"--aggregate {options.aggregate} of live dialogues", expected))
     collection.note_head()
     events = collection.ledger.said(options.until)
     labels = _labels(collection, events, options)

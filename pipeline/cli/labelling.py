@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from pipeline.cli.collection import Collection, check_has_lead, link
+from pipeline.cli.collection import Collection, link
 from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
+from pipeline.preferences.app import Live
 from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
@@ -19,6 +20,7 @@ from pipeline.preferences.labels import Person
 from pipeline.preferences.live.answering import Answering
 from pipeline.preferences.live.api import LiveApi
 from pipeline.preferences.live.conversations import Conversations, Rules
+from pipeline.preferences.live.lead import LiveLeadApi
 from pipeline.preferences.people import NOUNS
 from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
@@ -71,8 +73,8 @@ def open_app(
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
     sys.stdout.flush()
     try:
-        answers = live.answers() if live else None
-        serve(queue, collection.name, collection.guidelines, listener, Hosts.of(host, url), answers)
+        page = Live(live.answers(), LiveLeadApi(queue, collection.name)) if live else None
+        serve(queue, collection.name, collection.guidelines, listener, Hosts.of(host, url), page)
     finally:
         if live:
             live.answering.stop()
@@ -85,7 +87,7 @@ def _invited(
     """Return everybody's role, and who is given a link.
 
     Raises:
-        PipelineError: a link of nobody is to be replaced, nobody has a link, or a lead has no page.
+        PipelineError: a link of nobody is to be replaced, or nobody has a link.
     """
     known = queue.people()
     roles = _roles(names, known)
@@ -94,8 +96,6 @@ def _invited(
         remedy = f"--annotators {unknown[0]} makes a first link"
         raise PipelineError(Problem(f"--new-link {unknown[0]}: nobody has this name", expected, remedy))
     roles = {name: person.role for name, person in known.items()} | roles
-    if "lead" in roles.values():
-        check_has_lead(collection)
     if not roles:
         raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
     return roles, list(dict.fromkeys([*(name for name in roles if name not in known), *new_link]))
@@ -138,7 +138,8 @@ def _live(collection: Collection) -> LiveApi | None:
         live.models, live.settings, live.compute, print_line, trust_remote_code=live.trust_remote_code
     )
     names = [f"{model.ref} {model.fingerprint[:12]}" for model in live.models]
-    rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, collection.guidelines)
+    told = (collection.guidelines, collection.dimensions)
+    rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, *told)
     conversations = Conversations(collection.ledger, rules)
     answering = Answering(conversations, responder)
     answering.start()

@@ -5,6 +5,7 @@ The lead is as blind as everybody: ids and sides are the lead's own, and nothing
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, cast
 
 from pipeline.errors import PipelineError, Problem
@@ -24,11 +25,12 @@ class Adjudication:
 
     Args:
         queue: queue of the batch.
+        items: items by id, of live dialogues, which become more as people talk; None for those of the batch.
     """
 
-    def __init__(self, queue: LabelQueue) -> None:
+    def __init__(self, queue: LabelQueue, items: Mapping[str, Item] | None = None) -> None:
         self.queue = queue
-        self._items = {item.id: item for item in queue.batch.items}
+        self._items = items if items is not None else {item.id: item for item in queue.batch.items}
         self._shown: dict[str, dict[str, str]] = {}
 
     def item(self, lead: str, shown: str) -> Item:
@@ -37,8 +39,8 @@ class Adjudication:
         Raises:
             PipelineError: there is none.
         """
-        if lead not in self._shown:  # the secret of a batch lasts, and so do the ids
-            self._shown[lead] = {blinded_id(self.queue.salt, lead, item): item for item in self._items}
+        if len(self._shown.get(lead, ())) < len(self._items):  # the secret of a batch lasts, and so do the ids
+            self._shown[lead] = {blinded_id(self.queue.salt, lead, item): item for item in list(self._items)}
         item = self._shown[lead].get(shown)
         if item is None:
             raise PipelineError(Problem("this pair is not in the batch", remedy="reload the page"))

@@ -68,9 +68,11 @@ class Assignment:
             self._done -= self._labels[place]
             self._full -= self._needed[place]
             kinds = [answer.kind for answer in given[item].values()] if item in given else ()
-            self._labels[place] = min(kinds.count("label"), self._wanted[place])
             is_out = "flag" in kinds or item in self.state.dropped or item in self.state.adjudicated
             is_out = is_out or self.state.is_flagged(item)  # perhaps when it was shown again
+            self._labels[place] = min(kinds.count("label"), self._wanted[place])
+            if is_out and self.batch.is_live:
+                self._labels[place] = 0  # of live dialogues: another choice takes its place
             self._needed[place] = self._labels[place] if is_out else self._wanted[place]
             self._done += self._labels[place]
             self._full += self._needed[place]
@@ -152,7 +154,7 @@ class Assignment:
         """Return the open items that the active annotators cannot complete, in the order of the batch."""
         active = set(self.state.active())
         stuck: list[Stuck] = []
-        if self.batch.total:  # any further dialogue gives the labels that are missing
+        if self.batch.is_live:  # any further dialogue gives the labels that are missing
             return stuck
         for place, item in enumerate(self.batch.ids):
             missing = self._needed[place] - self._labels[place]

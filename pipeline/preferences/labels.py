@@ -277,6 +277,11 @@ class Batch:
         """Ids of the items, in their order."""
         return ids_of(self.items)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the items are answers of live dialogues, each of which one person alone sees."""
+        return self.total > 0
+
     def wanted(self, item: str) -> int:
         """Return the number of labels an item needs."""
         return wanted(item, self.per_item, self.overlap) if self.overlap else self.per_item

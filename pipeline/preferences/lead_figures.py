@@ -90,6 +90,9 @@ class LeadFigures:
     Args:
         batch: items, and the number of labels each needs.
         ledger: the events.
+
+    Attributes:
+        items: items by id.
     """
 
     def __init__(self, batch: Batch, ledger: Ledger) -> None:
@@ -98,7 +101,7 @@ class LeadFigures:
         self._assignment = Assignment(batch, self._state)
         self._at: dict[int, float] = {}
         self._chars: dict[str, int] = {}
-        self._items = {item.id: item for item in batch.items}
+        self.items = {item.id: item for item in batch.items}
         self._turn = threading.Lock()
         self._number = 0
         self._listings: dict[Listing, list[str]] = {}
@@ -146,7 +149,7 @@ class LeadFigures:
             if self._told is not None and self._told.number == number:
                 return self._told
             times = self._times()
-            several = [self._items[i] for i, given in self._state.given.items() if len(given) > 1 and i in self._items]
+            several = [self.items[i] for i, given in self._state.given.items() if len(given) > 1 and i in self.items]
             table = label_table(several, self._state)
             figures = self._figures(times)
         figures |= _agreement(table)  # takes longest, and needs the state no more
@@ -168,6 +171,10 @@ class LeadFigures:
         given = (event for event in events if event.kind == "label" and "source" not in event.body)
         self._at |= {event.number: event.at for event in given}
         self._listings.clear()
+        self._follow(events)
+
+    def _follow(self, events: Sequence[LedgerEvent]) -> None:
+        """Take over what else a kind of batch has to know of the events."""
 
     def _times(self) -> dict[str, list[float]]:
         """Return the times at which each person gave their labels, in order; those of probes too: they take time."""
@@ -179,7 +186,6 @@ class LeadFigures:
 
     def _figures(self, times: Mapping[str, Sequence[float]]) -> JsonObject:
         state = self._state
-        done, wanted = self._assignment.progress()
         probes = probe_results(self.batch.probes, state)
         people = [
             {**self._person(name, times.get(name, ())), **_probes(probes.get(name))}
@@ -187,16 +193,23 @@ class LeadFigures:
             if name not in state.people or state.people[name].role == "annotator"
         ]
         return {
-            "progress": {"done": done, "wanted": wanted, "closed": state.is_closed, "pairs": len(self.batch.items)},
+            "progress": {**self._progress(), "closed": state.is_closed},
             "people": people,
             "leads": [
                 {"name": name, "access": person.access}
                 for name, person in sorted(state.people.items())
                 if person.role == "lead"
             ],
-            "lists": {**{name: len(self._listed(name)) for name in LISTINGS}, "dropped": len(state.dropped)},
+            "lists": {**self._list_sizes(), "dropped": len(state.dropped)},
             "event": self._number,
         }
+
+    def _progress(self) -> dict[str, int]:
+        done, wanted = self._assignment.progress()
+        return {"done": done, "wanted": wanted, "pairs": len(self.batch.items)}
+
+    def _list_sizes(self) -> dict[str, int]:
+        return {name: len(self._listed(name)) for name in LISTINGS}
 
     def _person(self, name: str, times: Sequence[float]) -> JsonObject:
         answers = self._state.answers.get(name, {})
@@ -224,7 +237,7 @@ class LeadFigures:
     def _reading_s(self, item: str) -> float:
         """Return the seconds in which nobody reads both responses of an item."""
         if item not in self._chars:
-            known = self._items.get(item)
+            known = self.items.get(item)
             self._chars[item] = sum(len(text_of(turns)) for turns in known.responses) if known else 0
         return self._chars[item] / FASTEST_CHARS_S
 
@@ -242,7 +255,7 @@ class LeadFigures:
         flagged = {
             repeated(item) for item, given in state.given.items() if any(a.kind == "flag" for a in given.values())
         }
-        for item in self._items:
+        for item in self.items:
             given = state.given.get(item)
             if item in state.dropped:
                 continue

@@ -1,19 +1,15 @@
 // The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
 
 import { chooseByClick, introduce, KEYS, STRENGTHS } from "./choices.js";
-import { askText, askWhy } from "./dialogs.js";
 import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
+import { askComment, askEdit, askFlag, askSkip, isPreference, NAMES, paint as paintDraft } from "./remarks.js";
 import { rendered, showTurns, textOf } from "./rendering.js";
 import { asking, requestId, token } from "./requests.js";
 
 const at = (id) => document.getElementById(id);
-const NAMES = { left: "A", right: "B" };
 const SKIPS = ["I know too little about this", "I cannot decide", "I do not read this language", "The question makes no sense"];
-const FLAGS = ["harmful", "personal data", "broken"];
-const LONGEST_COMMENT = 2000; // bytes; the server counts characters
-const LONGEST_EDIT = 48_000;
 let items = [];
 let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
@@ -29,21 +25,11 @@ function say(text, isBad = false) {
 
 const ask = asking(say);
 
-const isPreference = (side) => side === "left" || side === "right";
-
 // Show what was said of the pair that is on the screen.
 function paint() {
-  const { choice, strength, comment, edits } = draftOf(items[0].item);
-  for (const button of at("choices").children) button.setAttribute("aria-checked", String(button.dataset.choice === choice));
-  for (const [side, name] of Object.entries(NAMES)) {
-    at(side).classList.toggle("chosen", side === choice);
-    at(side).querySelector(".edit span").textContent = edits[side] ? `Edited ${name}, edit again` : `Edit ${name}`;
-  }
-  at("strength").textContent = isPreference(choice) ? `${NAMES[choice]} is ${STRENGTHS[strength]} (press again to change)` : "";
-  const unused = Object.keys(edits).filter((side) => edits[side] && side !== choice);
-  const left = unused.map((side) => `Your edit of ${NAMES[side]} is not saved unless ${NAMES[side]} is better.`);
-  at("note").textContent = [comment && `Comment: ${comment}`, ...(choice ? left : [])].filter(Boolean).join(" · ");
-  at("submit").disabled = choice === null;
+  const draft = draftOf(items[0].item);
+  const { choice, strength } = draft;
+  paintDraft(draft, isPreference(choice) ? `${NAMES[choice]} is ${STRENGTHS[strength]} (press again to change)` : "");
 }
 
 function choose(side) {
@@ -152,28 +138,8 @@ function answer(name, body) {
 
 const undo = () => next(takeBack);
 
-// Skip or flag the pair, with a reason.
-function leave(name, question, body) {
-  if (!items.length) return;
-  const draft = draftOf(items[0].item);
-  const typed = (draft.why[name] ??= {});
-  const act = (why) => {
-    const given = body(why);
-    answer(name, { ...given, reason: [given.reason, draft.comment].filter(Boolean).join(". ") }); // a comment is not lost
-  };
-  askWhy({ ...question, typed, keep, act });
-}
-
 function comment() {
-  if (!items.length) return;
-  const draft = draftOf(items[0].item);
-  const act = (text) => {
-    draft.comment = text.trim();
-    keep();
-    paint();
-  };
-  const asked = { heading: "Comment", hint: "It is saved with your choice.", name: "comment", text: draft.comment };
-  askText({ ...asked, most: LONGEST_COMMENT, typed: draft.typed, keep, act });
+  if (items.length) askComment(draftOf(items[0].item), keep, paint);
 }
 
 // Edit the chosen answer, or the one of a side.
@@ -186,18 +152,10 @@ function edit(side) {
     say("Choose A or B first: the answer you edit is the better one.", true);
     return;
   }
-  const original = item[chosen].at(-1).content.replaceAll("\r\n", "\n"); // as a field gives it back
-  const act = (text) => {
-    draft.edits[chosen] = text.trim() && text !== original ? text : "";
-    if (draft.choice !== chosen) Object.assign(draft, { choice: chosen, strength: 1 });
-    keep();
+  askEdit(draft, chosen, item[chosen].at(-1).content, keep, () => {
     showTexts();
     paint();
-  };
-  const heading = `Edit answer ${NAMES[chosen]}`;
-  const hint = "Your text becomes the better answer. An empty field brings the original back.";
-  const asked = { heading, hint, name: chosen, text: draft.edits[chosen] || original };
-  askText({ ...asked, most: LONGEST_EDIT, typed: draft.typed, keep, act });
+  });
 }
 
 function submit() {
@@ -211,14 +169,15 @@ function submit() {
 const rate = () => enterDimensions(at("dimensions"));
 const toggleRaw = () => toggle("raw");
 const toggleCompared = () => toggle("compared");
-const inWords = ({ reason, words }) => ({ reason: [reason, words].filter(Boolean).join(": ") });
-const skip = () => leave("skip", { heading: "Why do you skip it? (may stay empty)", reasons: SKIPS, isNeeded: false }, inWords);
-const flag = () =>
-  leave(
-    "flag",
-    { heading: "What is wrong with it? Nobody will be shown it again.", reasons: FLAGS, isNeeded: true },
-    ({ reason, words }) => ({ flag: reason, reason: words }),
-  );
+function skip() {
+  const act = (given) => answer("skip", given);
+  if (items.length) askSkip("Why do you skip it? (may stay empty)", SKIPS, draftOf(items[0].item), keep, act);
+}
+
+function flag() {
+  const act = (given) => answer("flag", given);
+  if (items.length) askFlag("What is wrong with it? Nobody will be shown it again.", draftOf(items[0].item), keep, act);
+}
 
 const KEYS_OF_ACTS = { s: skip, f: flag, u: undo, m: toggleRaw, d: toggleCompared, c: comment, e: () => edit(), r: rate, enter: submit };
 document.addEventListener("keydown", (event) => {
