@@ -127,7 +127,8 @@ class LabelApi:
 
     def _following(self, name: str, *, has_read: bool = True, **more: Any) -> JsonObject:
         items = self.queue.next(name, AHEAD, has_read=has_read)
-        return {**more, "items": items, "progress": self.queue.progress(name, has_read=True)}
+        later = not items and self.queue.comes_back(name)
+        return {**more, "items": items, "progress": self.queue.progress(name, has_read=True), "later": later}
 
 
 def make_app(
