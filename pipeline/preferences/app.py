@@ -168,4 +168,6 @@ def make_app(
         *(LeadApi(queue, title).routes(gate) if live is None else ()),
     ]
     guard = Middleware(HostGuard, hosts=hosts or Hosts())
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused, Exception: broken})
+    app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused, Exception: broken})
+    app.router.redirect_slashes = False  # a redirection has none of our headers, and names http behind a proxy
+    return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,44 @@ def _write(url: str, batch: str, count: int) -> None:
     ledger = Ledger(url, batch)
     for _ in range(count):
         ledger.append(lambda known: ("label", {"after": known[-1].number if known else 0}))
+
+
+def test_an_event_that_is_gone_stops_the_writer_that_knows_it(url: str, tmp_path: Path) -> None:
+    """The database was replaced by an older copy while the app ran: a label written there would follow nothing."""
+    ledger = Ledger(url, tmp_path.name)
+    (_, last) = ledger.append(lambda _: [("label", {"n": 1}), ("label", {"n": 2})])
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM trueup_events WHERE batch = :b AND number = 2"), {"b": tmp_path.name})
+    with pytest.raises(PipelineError, match="event 2 is not in it any more; put back the database"):
+        ledger.append(lambda _: ("label", {"n": 3}), last)
+    assert [event.number for event in ledger.events()] == [1]
+    ledger.close()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("what", ["moved", "deleted", "replaced"])
+def test_a_file_that_is_not_there_any_more_takes_no_label(tmp_path: Path, what: str) -> None:
+    """SQLite would write on to the file that nobody finds."""
+    file, elsewhere, copy = (tmp_path / name for name in ("ledger.db", "elsewhere.db", "copy.db"))
+    ledger = Ledger(f"sqlite:///{file}", "b")
+    (last,) = ledger.append(lambda _: ("label", {"n": 1}))
+    shutil.copy(file, copy)
+    if what == "deleted":
+        file.unlink()
+    else:
+        file.rename(elsewhere)
+    if what == "replaced":
+        copy.rename(file)
+    for act in (lambda: ledger.append(lambda _: ("label", {"n": 2}), last), ledger.events, ledger.last):
+        with pytest.raises(PipelineError, match="the file was moved, deleted or replaced; put back"):
+            act()
+    assert file.is_file() == (what == "replaced")  # no empty one is made
+    if what != "deleted":
+        elsewhere.rename(file)
+        ledger.append(lambda _: ("label", {"n": 2}), last)
+        assert [event.body for event in ledger.events()] == [{"n": 1}, {"n": 2}]
+    ledger.close()
 
 
 def test_writers_take_turns(url: str, tmp_path: Path) -> None:
