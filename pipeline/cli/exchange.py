@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from pipeline.cli.collection import Collection
+from pipeline.cli.collection import Collection, said_until
 from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.machine.disk import writing
@@ -64,7 +64,7 @@ def export(collection: Collection, options: ExportOptions) -> None:
     """
     _check(options)
     collection.note_head()
-    events = collection.ledger.said(options.until)
+    events = said_until(collection.ledger, options.until)
     rows, without = _rows(collection, events, options)
     if options.share:
         train, held_out = split_rows(rows, options.share)

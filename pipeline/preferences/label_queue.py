@@ -33,7 +33,7 @@ from pipeline.preferences.labels import (
     why_not_open,
 )
 from pipeline.preferences.ledger import Ledger
-from pipeline.preferences.people import NOUNS, Caller, check_name
+from pipeline.preferences.people import NOUNS, Caller, check_name, plain_name
 from pipeline.preferences.probes import is_swapped
 from pipeline.preferences.shown import Progress, ShownPair, shown_pair
 
@@ -129,10 +129,12 @@ class LabelQueue:
             PipelineError: no name, a name of the other role, or of somebody who has a token that is not to be replaced.
         """
         token = secrets.token_urlsafe(16)
+        name = name if name in self.people() else plain_name(name)  # as an older version took it
 
         def decide(state: State) -> NewEvent:
-            check_name(name)
             known = state.people.get(name)
+            if known is None:
+                check_name(name)
             if known is not None and known.role != role:
                 statement = f"{name} is {NOUNS[known.role]} already"
                 raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}", "each name has one role"))
@@ -154,8 +156,8 @@ class LabelQueue:
         def decide(state: State) -> NewEvent | None:
             person = state.people.get(name)
             if person is None:
-                known = ", ".join(state.people) or "nobody yet"
-                raise PipelineError(Problem(f"nobody here is called {name!r}", f"one of {known}"))
+                known = f"one of {', '.join(state.people)}" if state.people else "a name that has a link; nobody has"
+                raise PipelineError(Problem(f"nobody here is called {name!r}", known))
             if person.access == "revoked" and access != "revoked":
                 statement = f"the link of {name} was revoked"
                 raise PipelineError(

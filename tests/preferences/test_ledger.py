@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from pipeline.errors import PipelineError
-from pipeline.preferences.anchors import note_head, noted_heads
+from pipeline.preferences.anchors import anchor_file, default_url, ledger_name, note_head, noted_heads
 from pipeline.preferences.ledger import GENESIS, Ledger
 
 
@@ -79,7 +79,7 @@ def test_a_removed_end_and_a_chain_computed_anew_are_found_by_what_was_noted_els
     for event in ledger.events():
         note_head(tmp_path, ledger.batch, event.number, event.hash)
     note_head(tmp_path, "another batch", 9, "x")
-    anchors = noted_heads(tmp_path, ledger.batch)
+    anchors = noted_heads(tmp_path, ledger.batch).anchors
     assert [anchor.event for anchor in anchors] == [1, 2, 3, 4] and ledger.problems(anchors) == []
     with sa.create_engine(url).begin() as connection:
         connection.execute(sa.text("DELETE FROM trueup_events WHERE batch = :b AND number > 2"), {"b": ledger.batch})
@@ -90,6 +90,32 @@ def test_a_removed_end_and_a_chain_computed_anew_are_found_by_what_was_noted_els
     ledger.append(lambda known: ("label", {"n": "forged"}))  # whoever forges computes the chain anew
     assert ledger.problems() == []
     assert ledger.problems(anchors)[0] == "event 3 is not the one that line 3 of anchors.jsonl notes"
+
+
+def test_notes_of_another_ledger_are_not_compared_and_said(tmp_path: Path) -> None:
+    """A store notes every ledger that is used with it: two batches of one name, each of its own, are no forgery."""
+    ours, theirs = (f"sqlite:///{tmp_path / name}.db" for name in ("ours", "theirs"))
+    for url in (ours, theirs):
+        ledger = Ledger(url, "b")
+        (event,) = ledger.append(lambda _: ("label", {}))
+        note_head(tmp_path, "b", event.number, event.hash, url)
+        ledger.close()
+    notes = noted_heads(tmp_path, "b", theirs)
+    assert [one.source for one in notes.anchors] == ["line 2 of anchors.jsonl"] and notes.elsewhere == [ours]
+    assert Ledger(theirs, "b").problems(notes.anchors) == []
+    with anchor_file(tmp_path).open("ab") as file:  # as the last version wrote it, and what is no note
+        file.write(b'{"batch": "b", "event": 1, "head": "x", "at": 1.0}\n\xff{"batch": "b"\n[]\nnull\n')
+    notes = noted_heads(tmp_path, "b", theirs)
+    assert [one.head for one in notes.anchors[1:]] == ["x"] and notes.unreadable == [4, 5, 6]
+
+
+def test_the_name_of_a_ledger_has_no_password_and_moves_with_its_store(tmp_path: Path) -> None:
+    assert ledger_name("postgresql+psycopg://me:secret@host:5432/db?sslmode=x", tmp_path) == (
+        "postgresql+psycopg://me@host:5432/db"
+    )
+    assert ledger_name("postgresql+psycopg://host/db", tmp_path) == "postgresql+psycopg://host/db"
+    assert ledger_name(default_url(tmp_path), tmp_path) == ""
+    assert ledger_name(f"sqlite:///{tmp_path}/a/../b.db", tmp_path) == f"sqlite:///{tmp_path.resolve()}/b.db"
 
 
 def _write(url: str, batch: str, count: int) -> None:
