@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import typer
 
@@ -24,7 +25,7 @@ from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted,
 from pipeline.kind.compute import ComputeSettings
 from pipeline.machine.disk import writing
 from pipeline.plan import Plan, PlannedStage
-from pipeline.preferences.anchors import Anchor, note_head, noted_heads
+from pipeline.preferences.anchors import Anchor, ledger_name, note_head, noted_heads
 from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.dimensions import Dimension
 from pipeline.preferences.events import Access, LedgerEvent, Role
@@ -33,6 +34,7 @@ from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.live.dialogues import Dialogues
+from pipeline.preferences.people import plain_name
 from pipeline.preferences.probes import ProbePlan, gold_items
 from pipeline.preferences.stored_items import stored_items
 from pipeline.records.loading import load
@@ -108,7 +110,7 @@ class Collection:
         last = self.ledger.last()
         if last is not None:
             with writing(self.store):
-                note_head(self.store, self.ledger.batch, last.number, last.hash)
+                note_head(self.store, self.ledger.batch, last.number, last.hash, self.ledger.url)
 
 
 def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> Collection:
@@ -226,14 +228,28 @@ def show_labels(collection: Collection, what: str, until: int | None, *, as_json
         typer.Exit: a label was changed.
     """
     if what == "verify":
-        anchors = [*noted_heads(collection.store, collection.ledger.batch), *_heads_of_artifacts(collection)]
-        problems = collection.ledger.problems(anchors)
-        display.verified(collection.ledger.events(), problems, len(anchors), as_json=as_json)
+        notes = noted_heads(collection.store, collection.ledger.batch, collection.ledger.url)
+        notes = replace(notes, anchors=[*notes.anchors, *_heads_of_artifacts(collection)])
+        problems = collection.ledger.problems(notes.anchors)
+        display.verified(collection.ledger.events(), problems, notes, as_json=as_json)
         if problems:
             raise typer.Exit(int(ExitCode.FAILED))
         return
     with gc_paused():
         _show_state(collection, what, until, as_json=as_json)
+
+
+def said_until(ledger: Ledger, until: int | None) -> list[LedgerEvent]:
+    """Return what was said of labels up to an event, or up to now.
+
+    Raises:
+        PipelineError: the event has not happened yet, so that the same command would later say something else.
+    """
+    events = ledger.said(until)
+    last = events[-1].number if events else 0
+    if until is not None and last < until:
+        raise PipelineError(Problem(f"--until-event {until}: the last event is {last}", f"1 to {last}"))
+    return events
 
 
 @contextmanager
@@ -253,7 +269,7 @@ def _show_state(collection: Collection, what: str, until: int | None, *, as_json
         expected = "a batch of pairs: nobody else sees a person's dialogue"
         remedy = f"`trueup labels stats RECIPE {collection.name}` shows how each person chooses"
         raise PipelineError(Problem("agreement on live dialogues", expected, remedy))
-    events = collection.ledger.said(until)
+    events = said_until(collection.ledger, until)
     batch, state = collection.batch_of(events), State().take(events)
     if what == "status":
         display.status(batch, state, as_json=as_json)
@@ -265,10 +281,11 @@ def _show_state(collection: Collection, what: str, until: int | None, *, as_json
 
 def _heads_of_artifacts(collection: Collection) -> list[Anchor]:
     """Return the heads of the ledger that the manifests of the stage's artifacts record."""
+    own = collection.ledger.batch, ledger_name(collection.ledger.url, collection.store)
     anchors = []
     for artifact in Store(collection.store).artifacts(collection.name):
         noted = artifact.manifest.runtime.get("ran", {}).get("ledger")
-        if isinstance(noted, dict) and noted.get("batch", collection.ledger.batch) == collection.ledger.batch:
+        if isinstance(noted, dict) and (noted.get("batch", own[0]), noted.get("ledger", own[1])) == own:
             anchors.append(Anchor(int(noted["event"]), str(noted["head"]), f"the manifest of {artifact.ref}"))
     return anchors
 
@@ -322,19 +339,35 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
         address: what annotators type to reach the app.
 
     Raises:
-        PipelineError: nobody has a name that is to be changed.
+        PipelineError: nobody has a name that is to be changed, or the address is none.
     """
+    check_url(address)
     queue = LabelQueue(collection.batch, collection.ledger)
     accesses: dict[Access, Sequence[str]] = {
         "paused": changes.pause, "active": changes.resume, "revoked": changes.revoke
     }  # fmt: skip
     for access, names in accesses.items():
         for name in names:
-            queue.set_access(name, access)
-    for name in changes.add:
+            queue.set_access(name if name in queue.people() else plain_name(name), access)
+    for name in dict.fromkeys(map(plain_name, changes.add)):
         print(f"{name}: {link(address.rstrip('/'), queue.invite(name, changes.role), changes.role)}")
     for name, person in sorted(queue.people().items()):
         print_line(f"{name} ({'lead, ' if person.role == 'lead' else ''}{person.access})")
+
+
+def check_url(url: str) -> None:
+    """Check that a URL is an address that a browser opens.
+
+    Raises:
+        PipelineError: it is not.
+    """
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or not url.isprintable() or set("?# ") & set(url):
+        raise PipelineError(Problem(f"--url {url}", "the whole address, such as https://labels.example.org"))
 
 
 def link(address: str, token: str, role: Role) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from pipeline.cli.collection import Collection
+from pipeline.cli.collection import Collection, said_until
 from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.machine.disk import writing
@@ -69,7 +69,7 @@ def export(collection: Collection, options: ExportOptions) -> None:
         expected = "a batch of pairs: nobody else sees a person's dialogue"
         raise PipelineError(Problem(f"--aggregate {options.aggregate} of live dialogues", expected))
     collection.note_head()
-    events = collection.ledger.said(options.until)
+    events = said_until(collection.ledger, options.until)
     labels = _labels(collection, events, options)
     rows, without = _rows(labels, options.row_format)
     if options.share:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 
-from pipeline.cli.collection import Collection, link
+from pipeline.cli.collection import Collection, check_url, link
 from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.preferences.app import Live
@@ -21,7 +20,7 @@ from pipeline.preferences.live.answering import Answering
 from pipeline.preferences.live.api import LiveApi
 from pipeline.preferences.live.conversations import Conversations, Rules
 from pipeline.preferences.live.lead import LiveLeadApi
-from pipeline.preferences.people import NOUNS
+from pipeline.preferences.people import NOUNS, check_name, plain_name
 from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
 
@@ -49,11 +48,14 @@ def open_app(
     """
     queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
     roles, invited = _invited(collection, queue, names, new_link)
-    if url and not urlsplit(url).hostname:
-        raise PipelineError(Problem(f"--url {url}", "the whole address, such as https://labels.example.org"))
+    if url:
+        check_url(url)
     listener = listen(host, port)
     live = _live(collection)
     shown_host = f"[{host}]" if ":" in host else host
+    if host in ("0.0.0.0", "::") and not url:
+        print_line("these links open on this machine only: --url http://ADDRESS:PORT makes some for others")
+        shown_host = "127.0.0.1" if host == "0.0.0.0" else "[::1]"
     address = (url or f"http://{shown_host}:{listener.getsockname()[1]}").rstrip("/")
     progress = queue.progress()
     pairs = counted(len(collection.batch.items), "pair")
@@ -91,6 +93,7 @@ def _invited(
     """
     known = queue.people()
     roles = _roles(names, known)
+    new_link = [name if name in known else plain_name(name) for name in new_link]
     if unknown := [name for name in new_link if name not in known and name not in roles]:
         expected = f"one of {', '.join(known)}" if known else "somebody who has a link"
         remedy = f"--annotators {unknown[0]} makes a first link"
@@ -105,11 +108,12 @@ def _roles(names: Mapping[Role, str], known: Mapping[str, Person]) -> dict[str, 
     """Return the role of each name.
 
     Raises:
-        PipelineError: a name is given two roles, or another one than it has.
+        PipelineError: a name cannot be one, is given two roles, or another one than it has.
     """
     roles: dict[str, Role] = {}
     for role, given in names.items():
-        for name in filter(None, map(str.strip, given.split(","))):
+        for name in filter(None, map(plain_name, given.split(","))):
+            check_name(name)
             there = known[name].role if name in known else roles.get(name, role)
             if there != role:
                 statement = f"{name} is to be {NOUNS[role]}, and is {NOUNS[there]} already"

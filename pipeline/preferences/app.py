@@ -139,7 +139,8 @@ class LabelApi:
 
     def _following(self, name: str, *, has_read: bool = True, **more: Any) -> JsonObject:
         items = self.queue.next(name, AHEAD, has_read=has_read)
-        return {**more, "items": items, "progress": self.queue.progress(name, has_read=True)}
+        later = not items and self.queue.comes_back(name)
+        return {**more, "items": items, "progress": self.queue.progress(name, has_read=True), "later": later}
 
 
 def make_app(
@@ -178,4 +179,6 @@ def make_app(
         *(LeadApi(queue, title) if live is None else live.lead).routes(gate),
     ]
     guard = Middleware(HostGuard, hosts=hosts or Hosts())
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused, Exception: broken})
+    app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused, Exception: broken})
+    app.router.redirect_slashes = False  # a redirection has none of our headers, and names http behind a proxy
+    return app

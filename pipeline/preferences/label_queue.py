@@ -21,10 +21,20 @@ from pipeline.preferences.details import Choice, details_body
 from pipeline.preferences.dimensions import Dimension, check_ratings
 from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Role, Verdict
 from pipeline.preferences.items import Item
-from pipeline.preferences.labels import AHEAD, LEASE_S, VERDICTS, Batch, Person, State
+from pipeline.preferences.labels import (
+    AHEAD,
+    LEASE_S,
+    VERDICTS,
+    Batch,
+    Person,
+    State,
+    is_held,
+    says_the_same,
+    why_not_open,
+)
 from pipeline.preferences.ledger import Ledger
-from pipeline.preferences.people import NOUNS, Caller, check_name
-from pipeline.preferences.probes import is_swapped, repeated
+from pipeline.preferences.people import NOUNS, Caller, check_name, plain_name
+from pipeline.preferences.probes import is_swapped
 from pipeline.preferences.shown import Progress, ShownPair, shown_pair
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
@@ -119,10 +129,12 @@ class LabelQueue:
             PipelineError: no name, a name of the other role, or of somebody who has a token that is not to be replaced.
         """
         token = secrets.token_urlsafe(16)
+        name = name if name in self.people() else plain_name(name)  # as an older version took it
 
         def decide(state: State) -> NewEvent:
-            check_name(name)
             known = state.people.get(name)
+            if known is None:
+                check_name(name)
             if known is not None and known.role != role:
                 statement = f"{name} is {NOUNS[known.role]} already"
                 raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}", "each name has one role"))
@@ -144,8 +156,8 @@ class LabelQueue:
         def decide(state: State) -> NewEvent | None:
             person = state.people.get(name)
             if person is None:
-                known = ", ".join(state.people) or "nobody yet"
-                raise PipelineError(Problem(f"nobody here is called {name!r}", f"one of {known}"))
+                known = f"one of {', '.join(state.people)}" if state.people else "a name that has a link; nobody has"
+                raise PipelineError(Problem(f"nobody here is called {name!r}", known))
             if person.access == "revoked" and access != "revoked":
                 statement = f"the link of {name} was revoked"
                 raise PipelineError(
@@ -205,11 +217,17 @@ class LabelQueue:
         self._append(decide)
         return [shown_pair(item, annotator, salts[0]) for item in given]
 
+    def comes_back(self, annotator: str) -> bool:
+        """Return whether others have pairs that this annotator is given when their leases end."""
+        with self._turn:
+            return self._assignment.comes_back(annotator, time.time())
+
     def _lease(self, state: State, annotator: str, items: list[Item]) -> NewEvent | None:
         """Return the event that reserves items; None when all are reserved for half of `LEASE_S` and more."""
         now = time.time()
         leased = state.leased_to.get(annotator, {})
-        late = [item.id for item in items if leased.get(item.id, 0) < now + LEASE_S / 2]
+        held = [one for one, until in leased.items() if is_held(until, now) and until >= now + LEASE_S / 2]
+        late = [item.id for item in items if item.id not in held]
         return ("lease", {"annotator": annotator, "items": late, "until": now + LEASE_S}) if late else None
 
     def label(self, annotator: str, item: str, side: str, strength: int, seconds: float, request: str = "") -> None:
@@ -285,7 +303,9 @@ class LabelQueue:
         undone: list[str] = []
 
         def decide(state: State) -> NewEvent | None:
-            if request and state.requests.get(annotator) == request:  # sent again, because the reply was lost
+            if state.is_closed:
+                raise PipelineError(Problem("the batch was closed: its labels stay as they are"))
+            if request and ("", request) in state.requests.get(annotator, ()):  # sent again, because the reply was lost
                 shown = state.undone.get(annotator)
                 undone[:] = [blinded_id(state.salt, annotator, shown)] if shown else []
                 return None
@@ -333,15 +353,19 @@ class LabelQueue:
                 raise PipelineError(Problem("this pair was not handed to you", expected, "reload the page"))
             before = state.answers.get(annotator, {}).get(item)
             if before is not None:
-                if request and before.request == request:
+                if request and before.request == request and says_the_same(before, kind, body(state, item)):
                     return None  # sent again, because the reply was lost
-                raise PipelineError(Problem("this pair was answered", "one answer of a person", "undo it to change it"))
+                statement = "this pair was answered already, perhaps in another tab"
+                raise PipelineError(Problem(statement, remedy="undo takes that answer back"))
+            if request and (item, request) in state.requests.get(annotator, ()):
+                return None  # an answer that was taken back, sent again on its way before that
             if not self._assignment.is_open(item):
-                raise PipelineError(Problem(_why_not_open(state, item), remedy="reload the page for the next pair"))
-            until = state.leased_to.get(annotator, {}).get(item)
-            if until is None or (until < time.time() and not self._assignment.is_free(item, annotator, time.time())):
-                statement = "this pair was reserved for you for ten minutes and has gone to somebody else"
-                raise PipelineError(Problem(statement, remedy="reload the page for the next pair"))
+                raise PipelineError(Problem(why_not_open(state, item)))
+            now, until = time.time(), state.leased_to.get(annotator, {}).get(item)
+            if until is None or not (is_held(until, now) or self._assignment.is_free(item, annotator, now)):
+                raise PipelineError(
+                    Problem("this pair was reserved for you for ten minutes and has gone to somebody else")
+                )
             sent = {"request": request} if request else {}
             answer = cast(EventBody, {**body(state, item), **sent, "annotator": annotator, "item": item})
             following = self._assignment.next(annotator, time.time(), AHEAD, answered=item)
@@ -364,17 +388,6 @@ def guidelines_version(guidelines: str) -> str:
 def _by(lead: str, body: EventBody) -> EventBody:
     """Return the body of an event with the lead who caused it, if one did."""
     return {**body, "by": lead} if lead else body
-
-
-def _why_not_open(state: State, item: str) -> str:
-    item = repeated(item)  # a pair that is shown again is told of as the pair itself
-    if state.is_closed:
-        return "the batch was closed: no more labels are needed"
-    if item in state.dropped:
-        return "this pair was taken out of the batch"
-    if item in state.adjudicated:
-        return "the lead has decided this pair"
-    return "somebody flagged this pair" if state.is_flagged(item) else "this pair has all its labels"
 
 
 def _hashed(token: str) -> str:

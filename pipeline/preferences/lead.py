@@ -19,7 +19,7 @@ from pipeline.preferences.events import Access
 from pipeline.preferences.gate import Answers, Gate, Given, Nothing
 from pipeline.preferences.label_queue import LONGEST_REASON, STRONGEST, LabelQueue
 from pipeline.preferences.lead_figures import LeadFigures, Listing, OpenItem
-from pipeline.preferences.people import LONGEST_NAME
+from pipeline.preferences.people import LONGEST_NAME, plain_name
 
 ITEMS_AT_ONCE = 10
 """Most items of a list in one reply."""
@@ -148,7 +148,7 @@ class LeadApi:
 
     def invite(self, name: str, given: Invite) -> JsonObject:
         """Give an annotator a link, and return its token: the only time that it is told."""
-        invited = given.name.strip()
+        invited = plain_name(given.name)
         return {"name": invited, "token": self.queue.invite(invited, replaces=given.replaces, by=name)}
 
     def set_access(self, name: str, given: SetAccess) -> JsonObject:

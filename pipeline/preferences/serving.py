@@ -48,6 +48,8 @@ def make_server(
         make_app(queue, title, guidelines, hosts, live),
         http=cast(type[asyncio.Protocol], partial(LimitedProtocol, limits)),
         ws="none",
+        lifespan="off",
+        proxy_headers=bool(hosts.origin),  # whoever is no proxy would choose the address that its wrong links count for
         log_level="warning",
         server_header=False,
         timeout_keep_alive=math.ceil(limits.idle_s),

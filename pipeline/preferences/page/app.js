@@ -1,20 +1,28 @@
 // The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
 
-import { chooseByClick, introduce, KEYS, STRENGTHS } from "./choices.js";
+import { chooseByClick, introduce, keyOf, KEYS, STRENGTHS } from "./choices.js";
 import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
 import { askComment, askEdit, askFlag, askSkip, isPreference, NAMES, paint as paintDraft } from "./remarks.js";
 import { rendered, showTurns, textOf } from "./rendering.js";
-import { asking, requestId, token } from "./requests.js";
+import { asking, once, Refused, requestId, token } from "./requests.js";
 
 const at = (id) => document.getElementById(id);
 const SKIPS = ["I know too little about this", "I cannot decide", "I do not read this language", "The question makes no sense"];
+const LONGEST_S = 86_400; // of a label: a tab may stand open for days
+const POLL_S = 20;
+const ENDS = {
+  closed: "No more labels are needed. Thank you!",
+  done: "Nothing is left for you here. Thank you!",
+  later: "Nothing is left for you just now. Others are at the last pairs: one that they leave is shown here.",
+};
 let items = [];
 let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
 let waiting = false;
 let isClosed = false;
+let later = false; // others have pairs that may come back to this person
 let dimensions = [];
 let view = "rendered"; // or "raw", the texts as they were written, or "compared", the raw answers with their differences
 
@@ -37,6 +45,7 @@ function choose(side) {
   const draft = draftOf(items[0].item);
   draft.strength = isPreference(side) && side === draft.choice ? (draft.strength % 3) + 1 : 1;
   draft.choice = side;
+  if (at("message").textContent.startsWith("Choose ")) say("");
   keep();
   paint();
 }
@@ -67,13 +76,15 @@ function toggle(name) {
   showTexts();
 }
 
+const ended = () => ENDS[isClosed ? "closed" : later ? "later" : "done"];
+
 function show() {
   const item = items[0];
   at("work").hidden = !item;
   for (const id of ["choices", "submit", "comment", "skip", "flag", "strength", "note"]) at(id).hidden = !item;
   at("controls").hidden = false; // at the end too: the last answer can be taken back
   if (!item) {
-    say(isClosed ? "No more labels are needed. Thank you!" : "Nothing is left for you here. Thank you!");
+    say(ended());
     return;
   }
   showTexts();
@@ -83,8 +94,9 @@ function show() {
   window.scrollTo(0, 0);
 }
 
-function take({ items: next, progress }) {
+function take({ items: next, progress, later: comes }) {
   items = next;
+  later = comes ?? false;
   isClosed = progress.closed;
   at("progress").textContent = `${progress.done} of ${progress.wanted} labels, ${progress.own} yours`;
   at("bar").max = Math.max(progress.wanted, 1);
@@ -104,8 +116,14 @@ async function send(name, given) {
     if (items[0]?.item !== shown || !items.length) show();
   } catch (error) {
     items = before;
+    const is409 = error instanceof Refused && error.status === 409;
+    const told = is409 && (await once("next").catch(() => null)); // the pair may have been answered in another tab, say
+    if (told) take(told);
+    const isOther = told && items[0]?.item !== given.item;
     show();
-    say(`${error.message}. What you chose and wrote is kept in this tab.`, true);
+    const why = `${error.message}.`;
+    const then = items.length ? "This is the next pair." : ended();
+    say(`${why} ${isOther ? then : "What you chose and wrote is kept in this tab."}`, true);
   }
 }
 
@@ -115,7 +133,9 @@ async function takeBack() {
     if (told.undone) reopen(told.undone);
     take(told); // the pair whose answer was taken back is the first
     show();
-    say(told.undone ? "Your last answer is taken back." : "There is nothing to undo.");
+    const isShown = told.undone && items[0]?.item === told.undone;
+    const back = isShown ? "Your last answer is taken back." : "Your last answer is taken back. Its pair needs no label any more, so it is not shown.";
+    say(told.undone ? back : "There is nothing to undo.");
   } catch (error) {
     say(error.message, true);
   }
@@ -132,7 +152,7 @@ async function next(act) {
 
 function answer(name, body) {
   const item = items[0]?.item;
-  const given = { ...body, item, seconds: (performance.now() - shownAt) / 1000, request: requestId() };
+  const given = { ...body, item, seconds: Math.min((performance.now() - shownAt) / 1000, LONGEST_S), request: requestId() };
   if (item) next(() => (items[0]?.item === item ? send(name, given) : undefined));
 }
 
@@ -163,7 +183,8 @@ function submit() {
   const { choice, strength, comment, edits, ratings: all } = draftOf(items[0].item);
   // A draft may be older than the dimensions of the batch.
   const ratings = Object.fromEntries(Object.entries(all).filter(([name]) => dimensions.some((one) => one.name === name)));
-  if (choice) answer("label", { choice, strength, comment, ratings, edit: (isPreference(choice) && edits[choice]) || "" });
+  if (!choice) say("Choose first: which answer is better?", true);
+  else answer("label", { choice, strength, comment, ratings, edit: (isPreference(choice) && edits[choice]) || "" });
 }
 
 const rate = () => enterDimensions(at("dimensions"));
@@ -183,20 +204,17 @@ const KEYS_OF_ACTS = { s: skip, f: flag, u: undo, m: toggleRaw, d: toggleCompare
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (takesKey(at("dimensions"), event)) return;
-  const key = event.key.toLowerCase();
+  const key = keyOf(event);
   const onControl = event.target.closest?.("button, a, summary");
   // Enter and the space bar on a button press that button, and nothing else.
   if ((key === "enter" || key === " ") && onControl && onControl !== at("submit")) return;
   const arrow = { arrowleft: "left", arrowright: "right" }[key];
-  if (arrow && !event.shiftKey) {
-    event.preventDefault();
-    choose(arrow);
-    return;
-  }
-  const act = KEYS_OF_ACTS[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
+  if (arrow && (event.shiftKey || event.target.matches?.(".text [tabindex]"))) return; // a box that scrolls
+  const side = arrow ?? KEYS[key];
+  const act = KEYS_OF_ACTS[key] ?? (side && (() => choose(side)));
   if (!act) return;
   event.preventDefault();
-  act();
+  if (!event.repeat) act(); // a key that is held down acts once
 });
 // A button pressed by mouse or finger does not keep the focus: Enter and the other keys are the page's.
 document.addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur(), true);
@@ -228,5 +246,17 @@ async function begin() {
     say(error.message, true);
   }
 }
+
+// Who has nothing left is given what others leave.
+async function look() {
+  if (!later || items.length || document.hidden) return;
+  try {
+    take(await once("next"));
+    if (items.length || !later) show();
+  } catch {
+    // the next time
+  }
+}
+setInterval(() => later && !items.length && next(look), POLL_S * 1000);
 
 begin();

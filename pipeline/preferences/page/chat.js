@@ -1,6 +1,6 @@
 // The page of live dialogues: a person says something, two models answer, the person chooses, and the dialogue goes on.
 
-import { chooseByClick, introduce, KEYS, STRENGTHS } from "./choices.js";
+import { chooseByClick, introduce, keyOf, KEYS, STRENGTHS } from "./choices.js";
 import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
@@ -260,7 +260,7 @@ const KEYS_OF_ACTS = { u: undo, n: renew, m: toggleRaw, d: toggleCompared, s: sk
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || !shown) return;
   if (document.querySelector("dialog[open]") || takesKey(at("dimensions"), event)) return;
-  const key = event.key.toLowerCase();
+  const key = keyOf(event);
   if (event.target === at("said")) {
     if (key === "escape") at("said").blur(); // then keys are keys again
     if (key !== "enter" || event.shiftKey) return;

@@ -37,7 +37,7 @@ export function askComment(draft, keep, act) {
 
 // Edit an answer, which becomes the better one.
 export function askEdit(draft, side, text, keep, act) {
-  const original = text.replaceAll("\r\n", "\n"); // as a field gives it back
+  const original = text.replace(/\r\n?/g, "\n"); // as a field gives it back
   const said = (edit) => {
     draft.edits[side] = edit.trim() && edit !== original ? edit : "";
     if (draft.choice !== side) Object.assign(draft, { choice: side, strength: 1 });

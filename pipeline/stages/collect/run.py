@@ -10,7 +10,7 @@ from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted,
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences import need
 from pipeline.preferences.agreement import edited_pairs, exported, label_table
-from pipeline.preferences.anchors import note_head
+from pipeline.preferences.anchors import ledger_name, note_head
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.events import LedgerEvent
@@ -93,8 +93,9 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if config.models:
         metrics |= _preferred(ctx, events, state.dropped)
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
-    note_head(store, ledger.batch, state.number, state.head)
-    ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head})
+    note_head(store, ledger.batch, state.number, state.head, ledger.url)
+    name = ledger_name(ledger.url, store)
+    ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head, "ledger": name})
     return StageResult(
         metrics=metrics,
         rows={"pairs": len(preferences), "labels": done},
