@@ -31,6 +31,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "preferences",
         "evaluation",
         "records",
+        "endpoints",
         "models",
         "recipe trainer_fields",
         "artifacts",
