@@ -37,6 +37,9 @@ INSTALL = {
 }
 """What to do when an extra is asked for and not installed."""
 
+INSTALL_ENGINE = {"vllm": INSTALL["vllm"].replace("rollout_engine: auto", "engine: batched")}
+"""The same for the engine of stages that sample from checkpoints."""
+
 
 def has(module: str) -> bool:
     """Return whether a module is installed, without importing it."""
