@@ -20,7 +20,7 @@ from pipeline.models.generate.engines.generate import GenerateEngine
 from pipeline.models.generate.engines.names import EngineName
 from pipeline.models.generate.engines.vllm import VLLMEngine, vllm_version, why_no_vllm
 from pipeline.models.generate.steps import Say
-from pipeline.models.load.kernels import INSTALL_ENGINE
+from pipeline.models.load.kernels import install_vllm
 from pipeline.models.load.pretrained import WeightOptions, load_causal_lm, source_of, stored_bits
 from pipeline.models.load.shell import load_shell
 from pipeline.plain_data import JsonObject
@@ -158,4 +158,4 @@ def check_vllm(device_type: str) -> None:
         PipelineError: it is not installed, or not built for the device.
     """
     if missing := why_no_vllm(device_type):
-        raise PipelineError(Problem(f"engine is vllm, but {missing}", "vLLM", INSTALL_ENGINE["vllm"]))
+        raise PipelineError(Problem(f"engine is vllm, but {missing}", "vLLM", install_vllm("engine")))

@@ -56,6 +56,7 @@ OTHER_VALUES: dict[str, Any] = {
     "dimensions": [{"name": "helpful", "rated": 5}],
     "layout": "separate",
     "rollout_engine": "generate",
+    "engine": "generate",
     "reward_weights": [0.5],
     "reward_combine": "min",
     "value": "adapter",

@@ -129,7 +129,8 @@ def _columns(ctx: StageContext, config: Config, asked: Asked) -> dict[str, _Colu
         prompts = [row["prompt_ids"] for row in encode_prompts(tokenizer, asked.rows).rows]
         for is_greedy in (False, True) if name in config.also_greedy else (False,):
             sampling = Sampling(greedy=is_greedy, temperature=config.temperature)
-            request = Request(source, tokenizer, prompts, asked.places, sampling, config.max_new_tokens, ctx.seed)
+            most, engine = config.max_new_tokens, config.engine
+            request = Request(source, tokenizer, prompts, asked.places, sampling, most, ctx.seed, engine=engine)
             columns[f"{name} (greedy)" if is_greedy else name] = _Column(name, request)
     return columns
 

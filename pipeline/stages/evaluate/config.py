@@ -26,6 +26,7 @@ from pipeline.endpoints.answers import (
 from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP, Asked, ask
 from pipeline.kind.traits import Reading, RequestForecast, RequestRows, Requests, Traits, Workload
+from pipeline.models.generate.engines.names import EngineName
 from pipeline.stage import Added, Among, Code, Data, Input, StageConfig, register_kind
 
 FEWER = "ask fewer prompts with `limit`"
@@ -52,6 +53,8 @@ class Config(StageConfig):
         reference: column with the right answer, kept beside the answers; by default the first of the usual names
             (`answer`, `reference`, `solution`, …), else what follows the prompt in `messages`.
         limit: only so many prompts: a sample drawn with the seed, in which every task keeps its share.
+        engine: what samples: `batched` is our own loop, `generate` that of transformers, and `vllm` is vLLM, which
+            reads the checkpoints itself.
         resamples: number of resamples of every bootstrap.
         title: title of the report.
         max_errors: largest share of an endpoint's answers that may fail; a prompt without an answer is left out.
@@ -72,6 +75,7 @@ class Config(StageConfig):
     max_new_tokens: int = Field(default=128, ge=1)
     reference: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    engine: Annotated[EngineName, Added()] = "batched"
     resamples: int = Field(default=2000, ge=100)
     title: str = "Evaluation"
     max_errors: Annotated[float, Added(), Field(ge=0, le=1)] = 0.2
@@ -117,6 +121,8 @@ class Config(StageConfig):
             if name not in names
         ]
         problems += endpoint_problems(self.endpoints, self.models)
+        if "engine" in self.model_fields_set and not self.models:
+            yield Problem("engine has no effect without models", remedy="leave it out: servers sample by themselves")
         if "max_errors" in self.model_fields_set and not self.endpoints:
             problems.append(Problem("max_errors has no effect without endpoints", remedy="leave it out"))
         if self.rounds is not None and len(set(self.rounds)) < len(self.rounds):

@@ -40,6 +40,7 @@ from pipeline.endpoints.answers import (
 )
 from pipeline.errors import Problem
 from pipeline.kind.traits import Reading, RequestForecast, RequestRows, Requests, Traits, Workload
+from pipeline.models.generate.engines.names import EngineName
 from pipeline.plain_data import ShapedRow
 from pipeline.preferences.pair_choice import BY_SCORE, PairChoice
 from pipeline.stage import Added, Data, Input, register_kind
@@ -70,6 +71,8 @@ class Config(PairChoice):
         log_probabilities: whether the log-probability of each answer is computed, by a pass of its own.
         reward: reward models that score every answer, one name or a list; `pair_choice` needs them.
         limit: only so many prompts, drawn with the seed.
+        engine: what samples: `batched` is our own loop, `generate` that of transformers, and `vllm` is vLLM, which
+            reads the checkpoints itself.
         max_errors: largest share of an endpoint's answers that may fail; those that failed are left out.
     """
 
@@ -85,6 +88,7 @@ class Config(PairChoice):
     log_probabilities: bool = False
     reward: Annotated[list[str], Input("reward", external=True), BeforeValidator(_listed), _NAMES] = Field(default=[])
     limit: int | None = Field(default=None, ge=1)
+    engine: Annotated[EngineName, Added()] = "batched"
     max_errors: Annotated[float, Added(), Field(ge=0, le=1)] = 0.2
 
     @property
@@ -124,6 +128,8 @@ class Config(PairChoice):
             if self.top_k and "top_k" not in endpoint.parameters:
                 remedy = f"write it into endpoints.{name}.parameters too, if the server knows it"
                 yield Problem(f"top_k is {self.top_k}, which chat completions do not have", "0 for an endpoint", remedy)
+        if "engine" in self.model_fields_set and not self.models:
+            yield Problem("engine has no effect without models", remedy="leave it out: servers sample by themselves")
         if "max_errors" in self.model_fields_set and not self.endpoints:
             yield Problem("max_errors has no effect without endpoints", remedy="leave it out")
 

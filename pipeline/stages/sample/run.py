@@ -197,7 +197,10 @@ def _passes(ctx: StageContext, config: Config, prompts: Sequence[ShapedRow], pla
                 seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
                 stop = tuple(config.stop)
                 yield Pass(
-                    Request(source, tokenizer, encoded, places, sampling, config.max_new_tokens, seed, stop), sample
+                    Request(
+                        source, tokenizer, encoded, places, sampling, config.max_new_tokens, seed, stop, config.engine
+                    ),
+                    sample,
                 )
 
 
