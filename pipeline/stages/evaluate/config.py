@@ -121,8 +121,9 @@ class Config(StageConfig):
             if name not in names
         ]
         problems += endpoint_problems(self.endpoints, self.models)
-        if "engine" in self.model_fields_set and not self.models:
-            yield Problem("engine has no effect without models", remedy="leave it out: servers sample by themselves")
+        if self.engine != "batched" and not self.models:
+            statement, remedy = f"engine is {self.engine} without models", "leave it out: servers choose their own"
+            problems.append(Problem(statement, "checkpoints that it samples from", remedy))
         if "max_errors" in self.model_fields_set and not self.endpoints:
             problems.append(Problem("max_errors has no effect without endpoints", remedy="leave it out"))
         if self.rounds is not None and len(set(self.rounds)) < len(self.rounds):

@@ -128,8 +128,9 @@ class Config(PairChoice):
             if self.top_k and "top_k" not in endpoint.parameters:
                 remedy = f"write it into endpoints.{name}.parameters too, if the server knows it"
                 yield Problem(f"top_k is {self.top_k}, which chat completions do not have", "0 for an endpoint", remedy)
-        if "engine" in self.model_fields_set and not self.models:
-            yield Problem("engine has no effect without models", remedy="leave it out: servers sample by themselves")
+        if self.engine != "batched" and not self.models:
+            statement, remedy = f"engine is {self.engine} without models", "leave it out: servers choose their own"
+            yield Problem(statement, "checkpoints that it samples from", remedy)
         if "max_errors" in self.model_fields_set and not self.endpoints:
             yield Problem("max_errors has no effect without endpoints", remedy="leave it out")
 
