@@ -97,7 +97,8 @@ class Workload:
         over: `rows` of a data source, for `train:` of `CommonTrain`; `responses` that it samples and trains on, for
             `train:` of `OnPolicyTrain`; `rollouts`, for `train:` of `PPOSettings`; or `answers` that it generates and
             scores without training, for a configuration with `models`, `max_new_tokens`, `limit`,
-            `responses_per_prompt` and `passes_per_response`.
+            `responses_per_prompt` and `passes_per_response`; or `candidates`, answers of a data source that the
+            reward models of `reward` score, without another model.
         sequences_per_row: sequences of a row in a forward pass: 2 for both sides of a pair.
         head: how the loss uses the output layer: `module` calls it, which makes the logits of all tokens; `weight`
             reads its weight and makes logits in tiles, as trl's losses do, which bypasses an adapter on it; `none` if
@@ -107,7 +108,7 @@ class Workload:
             disable: `none`, `always`, or `with_beta` if `train.beta` is above 0.
     """
 
-    over: Literal["rows", "responses", "rollouts", "answers"] = "rows"
+    over: Literal["rows", "responses", "rollouts", "answers", "candidates"] = "rows"
     sequences_per_row: int = 1
     head: Literal["module", "weight", "none"] = "module"
     dropout: bool = True
@@ -116,7 +117,7 @@ class Workload:
     @property
     def trains(self) -> bool:
         """Whether the model is trained."""
-        return self.over != "answers"
+        return self.over not in ("answers", "candidates")
 
     def has_reference(self, train: Any) -> bool:
         """Return whether a stage with the block ``train`` needs a frozen reference model."""
