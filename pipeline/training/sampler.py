@@ -176,7 +176,7 @@ class Sampler:
         self._told: set[str] = set()
         self._done, self._total = 0, sum(len(request.prompts) for request in requests)
         self.sampled, self.seconds = 0, 0.0
-        self._units = {id(request): self._batch_units(request) for request in requests}
+        self._units = {id(one): [self._batch_unit(one, rows) for rows in one.batches()] for one in requests}
         units = [unit for own in self._units.values() for unit in own]
         self._values = self._read(units)
         self.reused = sum(unit.rows for unit in units if unit.key in self._values)
@@ -198,14 +198,15 @@ class Sampler:
             names = list(dict.fromkeys(unit.source.name for unit in missing))
             rows = counted(sum(unit.rows for unit in missing), "time")
             self._ctx.phase(f"{listed(names)} {agreeing(len(names), 'answers', 'answer')}, {rows} in all")
-        for turn in self._turns(missing):
-            self.seconds += turn.seconds
-            for place, value in turn.values.items():
-                self._values[missing[place].key] = value
-                self._done += missing[place].rows
-                self.sampled += sum(len(ids) for ids, _ in value)
-            self._ctx.progress(self._done, self._total, tokens_per_s=self.sampled / self.seconds)
-            self._ctx.stop_if_asked()
+        for phase in _phases(missing):
+            for turn in self._turns(phase):
+                self.seconds += turn.seconds
+                for place, value in turn.values.items():
+                    self._values[phase[place].key] = value
+                    self._done += phase[place].rows
+                    self.sampled += sum(len(ids) for ids, _ in value)
+                self._ctx.progress(self._done, self._total, tokens_per_s=self.sampled / self.seconds)
+                self._ctx.stop_if_asked()
         return [self._responses(request) for request in requests]
 
     def logprobs(self, scorings: Sequence[Scoring]) -> list[list[list[float]]]:
@@ -244,6 +245,8 @@ class Sampler:
         """
         index, count = self._ranks.index, self._ranks.count
         first, end = (len(units) * rank // count for rank in (index, index + 1))
+        if units and units[0].in_vllm:
+            self._loaded(units[0], self._ctx.note)
         for turn in range(-(-len(units) // count)):
             started, loaded_s = time.perf_counter(), self._slot.load_s
             values, notes = {}, list[str]()
@@ -290,9 +293,6 @@ class Sampler:
             if kind not in self._told:
                 self._told.add(kind)
                 self._ctx.note(note)
-
-    def _batch_units(self, request: Request) -> list[_Unit]:
-        return [self._batch_unit(request, rows) for rows in request.batches()]
 
     def _batch_unit(self, request: Request, rows: Sequence[int]) -> _Unit:
         prompts, row_ids = [request.prompts[row] for row in rows], [request.row_ids[row] for row in rows]
@@ -352,6 +352,17 @@ class Sampler:
             for row, (ids, reason) in zip(rows, self._values[unit.key], strict=True):
                 responses[row] = _response(ids, reason, request)
         return [responses[row] for row in range(len(request.prompts))]
+
+
+def _phases(units: Sequence[_Unit]) -> list[list[_Unit]]:
+    """Return the units in groups that are computed one after another: those of a model in vLLM are one.
+
+    vLLM starts on all ranks at the same time, also on those without a unit, for it makes groups of all of them.
+    """
+    phases: dict[str, list[_Unit]] = {}
+    for unit in units:
+        phases.setdefault(unit.source.ref if unit.in_vllm else "", []).append(unit)
+    return list(phases.values())
 
 
 def _may_change(source: ResolvedInput) -> bool:
