@@ -117,7 +117,7 @@ class ModelSlot:
             shell, place = load_shell(source, trusted), source_of(source)
             engine = VLLMEngine.of_checkpoint(
                 place.place,
-                device_type=device_type,
+                device=self.device,
                 longest=min(longest, context_limit(shell) or longest),
                 dtype=_DTYPES[self.weights["dtype"]],
                 revision=place.revision,

