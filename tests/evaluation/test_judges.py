@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.endpoints.cache import VERDICTS, ReplyCache
+from pipeline.endpoints.forecast import cap_problem
 from pipeline.errors import PipelineError
-from pipeline.evaluation.judges.cache import ReplyCache
-from pipeline.evaluation.judges.endpoint import Endpoint, asking_of, cap_problem
+from pipeline.evaluation.judges.endpoint import FEWER, WHERE, Endpoint, asking_of
 from pipeline.evaluation.judges.measures import JudgedPair, clustered_share, figures_of, kappa_interval
 from pipeline.evaluation.judges.pairs import Pair, pairs_of
 from pipeline.evaluation.judges.verdicts import (
@@ -237,12 +238,12 @@ def test_rows_without_candidates_are_refused_and_a_pair_that_comes_twice_counts_
 
 
 def test_the_cache_has_what_was_put_and_nothing_else(tmp_path: Path) -> None:
-    cache = ReplyCache(tmp_path)
+    cache = ReplyCache(tmp_path / VERDICTS)
     assert cache.known(["a"]) == {}
     assert not cache.file.exists()
     cache.put({"a": _reply("A", ("A", {"A": 1.0}))})
     cache.put({"b": _reply("é"), "a": _reply("B")})
-    assert {key: reply["text"] for key, reply in ReplyCache(tmp_path).known(["a", "b", "c"]).items()} == {
+    assert {key: reply["text"] for key, reply in ReplyCache(tmp_path / VERDICTS).known(["a", "b", "c"]).items()} == {
         "a": "B",
         "b": "é",
     }
@@ -252,7 +253,7 @@ def test_the_cache_has_what_was_put_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_a_kill_left_empty_is_used_and_one_that_is_none_is_told(tmp_path: Path) -> None:
-    cache = ReplyCache(tmp_path)
+    cache = ReplyCache(tmp_path / VERDICTS)
     cache.file.parent.mkdir()
     cache.file.touch()
     assert cache.known(["a"]) == {}
@@ -264,7 +265,7 @@ def test_a_cache_that_a_kill_left_empty_is_used_and_one_that_is_none_is_told(tmp
 
 
 def test_a_process_killed_while_it_writes_leaves_a_whole_cache(tmp_path: Path) -> None:
-    cache = ReplyCache(tmp_path)
+    cache = ReplyCache(tmp_path / VERDICTS)
     cache.put({"a": _reply("A")})
     database = sqlite3.connect(cache.file)
     database.execute("INSERT INTO replies VALUES ('b', '{}')")  # never committed
@@ -280,19 +281,23 @@ def test_a_forecast_counts_what_is_not_cached_and_caps_it(tmp_path: Path) -> Non
     # `q0|a|b` has 6 bytes: 2 tokens, and 8 of its message
     assert asking.forecast[:5] == (6, 10, 0, 100, 70)
     first = asking.requests[0][0]
-    ReplyCache(tmp_path).put({first.key: _reply("A")})
+    ReplyCache(tmp_path / VERDICTS).put({first.key: _reply("A")})
     forecast = asking_of(endpoint, pairs, tmp_path).forecast
     assert forecast[:5] == (6, 10, 1, 90, 63)
     assert str(forecast) == (
         "6 pairs to judge with 9 calls to m at 127.0.0.1:1 (1 more is cached): about 90 tokens, and replies of at "
         "most 63"
     )
-    assert cap_problem(endpoint, forecast) is None
+
+    def problem(settings: Endpoint) -> str:
+        return str(cap_problem(settings, WHERE, forecast, FEWER))
+
+    assert problem(endpoint) == "None"
     tight = endpoint.model_copy(update={"max_calls": 8})
-    assert str(cap_problem(tight, forecast)).startswith("endpoint.max_calls is 8; there are 6 pairs to judge with 9")
+    assert problem(tight).startswith("endpoint.max_calls is 8; there are 6 pairs to judge with 9")
     tight = endpoint.model_copy(update={"max_tokens_total": 152})
-    assert str(cap_problem(tight, forecast)).startswith("endpoint.max_tokens_total is 152; there are 6 pairs")
-    assert cap_problem(endpoint.model_copy(update={"max_tokens_total": 153}), forecast) is None
+    assert problem(tight).startswith("endpoint.max_tokens_total is 152; there are 6 pairs")
+    assert problem(endpoint.model_copy(update={"max_tokens_total": 153})) == "None"
 
 
 def _judged(rng: random.Random, count: int, prefer_first: float) -> list[JudgedPair]:
@@ -429,7 +434,7 @@ def test_marks_and_letter_case_of_a_criterion_do_not_matter() -> None:
 def test_a_key_is_read_without_white_space_and_refused_with_other_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = Endpoint(url="http://h/v1", model="m", key_env="JUDGE_KEY")
     monkeypatch.setenv("JUDGE_KEY", " sk-1\r\n")
-    assert endpoint.key == "sk-1" and not [one for one in endpoint.machine_problems() if "JUDGE_KEY" in str(one)]
+    assert endpoint.key == "sk-1" and not [one for one in endpoint.machine_problems(WHERE) if "JUDGE_KEY" in str(one)]
     for value, said in (("sk-\n1", "no key has"), ("schlüssel", "no key has"), ("  ", "not set")):
         monkeypatch.setenv("JUDGE_KEY", value)
-        assert any(said in str(one) for one in endpoint.machine_problems())
+        assert any(said in str(one) for one in endpoint.machine_problems(WHERE))
