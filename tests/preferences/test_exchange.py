@@ -564,7 +564,11 @@ def test_an_export_says_what_it_lacks_and_what_to_look_at(labelled: Path, call: 
     assert "1 answer to pairs that the data do not have now is left out" in told.stderr
     assert "1 row has a text that names a person: --pseudonyms changes nothing that people wrote" in told.stderr
     assert "1 cell begins like a formula: a spreadsheet should import the columns as text" in told.stderr
+    ledger.extend([("adjudicate", {"item": first, "annotator": "lead", "verdict": "second"})])
+    ledger.extend([("drop", {"item": first, "reason": ""})])
     plain = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
+    assert "1 pair is decided by a lead, whose verdict is nobody's label: --format preference has it" in plain.stderr
+    assert "1 pair with answers was dropped; these answers are rows too" in plain.stderr
     assert "names a person" not in plain.stderr and "formula" not in plain.stderr and "left out" in plain.stderr
 
 

@@ -22,6 +22,10 @@ are.
 """
 
 
+SINGLE = ("raw", "csv", "parquet", "argilla", "label-studio")
+"""Formats that have every label for itself."""
+
+
 def cautions(labels: Labels, rows: Sequence[JsonObject], row_format: str) -> Iterator[str]:
     """Yield a sentence for each thing that is to be known of an exported file.
 
@@ -34,6 +38,8 @@ def cautions(labels: Labels, rows: Sequence[JsonObject], row_format: str) -> Ite
     answered = (item for own in labels.state.answers.values() for item in own)
     if gone := sum(item not in known and not is_probe(item) for item in answered):
         yield f"{counted(gone, 'answer')} to pairs that the data do not have now {agreeing(gone, 'is', 'are')} left out"
+    if row_format in SINGLE:
+        yield from _overruled(labels, known)
     if labels.pseudonyms and (named := _naming(labels, rows)):
         what = counted(named, "row has a text", "rows have texts")
         yield f"{what} that {agreeing(named, 'names', 'name')} a person: --pseudonyms changes nothing that people wrote"
@@ -42,6 +48,16 @@ def cautions(labels: Labels, rows: Sequence[JsonObject], row_format: str) -> Ite
         if count := sum(cell.startswith(FORMULA) for cell in cells):
             begin = agreeing(count, "begins", "begin")
             yield f"{counted(count, 'cell')} {begin} like a formula: a spreadsheet should import the columns as text"
+
+
+def _overruled(labels: Labels, known: frozenset[str]) -> Iterator[str]:
+    """Yield what decides pairs beside the labels that the rows have."""
+    if final := len(labels.state.adjudicated.keys() & known):
+        by = f"{counted(final, 'pair')} {agreeing(final, 'is', 'are')} decided by a lead"
+        yield f"{by}, whose verdict is nobody's label: --format preference has it"
+    if dropped := sum(bool(labels.state.given.get(item)) for item in labels.state.dropped.keys() & known):
+        were = agreeing(dropped, "was", "were")
+        yield f"{counted(dropped, 'pair')} with answers {were} dropped; these answers are rows too"
 
 
 def _naming(labels: Labels, rows: Iterable[JsonObject]) -> int:
