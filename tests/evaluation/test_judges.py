@@ -55,6 +55,8 @@ def _pair(first: str, second: str, prompt: str = "why?", place: int = 0) -> Pair
         ("[[B]]", "B"),
         ('"tie".', "tie"),
         ("Tie", "tie"),
+        ("```\nA\n```", "A"),
+        ("B\n\n---\n", "B"),
     ],
 )
 def test_the_last_line_is_the_verdict(text: str, choice: str) -> None:
@@ -63,7 +65,21 @@ def test_the_last_line_is_the_verdict(text: str, choice: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "  \n", "A is better", "A or B", "a", "Verdict: A", "A\nI hope this helps.", "AB", "C", "both", "ties", "A B"],
+    [
+        "",
+        "  \n",
+        "A is better",
+        "A or B",
+        "a",
+        "Verdict: A",
+        "A\nI hope this helps.",
+        "AB",
+        "C",
+        "both",
+        "ties",
+        "A B",
+        "```\n```",
+    ],
 )
 def test_anything_else_is_no_verdict_and_no_tie(text: str) -> None:
     with pytest.raises(NoVerdictError):

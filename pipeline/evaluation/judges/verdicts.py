@@ -29,7 +29,7 @@ PREFERRED: Mapping[Choice, Outcome] = {"A": "first", "B": "second", "tie": "tie"
 
 _MARKS = r"[\s*_`\[\]()\"'.!>#-]*"
 _VERDICT = rf"{_MARKS}(A|B|[Tt]ie|TIE){_MARKS}"
-_ONLY_VERDICT = re.compile(_VERDICT)
+_ONLY_VERDICT, _ONLY_MARKS = re.compile(_VERDICT), re.compile(_MARKS)
 _PROBABILITY: Mapping[str, float] = {"A": 1.0, "B": 0.0, "tie": 0.5}
 _EQUAL = 1e-9
 """Largest distance from one half of a probability that prefers neither: the sum of a rubric's weights is rounded."""
@@ -111,7 +111,10 @@ def read_verdict(reply: Reply, weights: Mapping[str, float] | None = None) -> Or
     if not text.strip():
         raise NoVerdictError("the reply is empty")
     if not weights:
-        last = next(match for match in reversed(list(re.finditer(r"[^\n]+", text))) if match.group().strip())
+        lines = [line for line in re.finditer(r"[^\n]+", text) if not _ONLY_MARKS.fullmatch(line.group())]
+        if not lines:
+            raise NoVerdictError("it has marks only")
+        last = lines[-1]
         verdict = _ONLY_VERDICT.fullmatch(last.group())
         if verdict is None:
             raise NoVerdictError(f"its last line is {_short(last.group())}")
