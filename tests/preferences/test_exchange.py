@@ -244,6 +244,25 @@ def test_labels_of_pairs_of_equal_texts_come_back_to_their_own_pair(tmp_path: Pa
     assert _answers(back) == _answers(state)
 
 
+def test_tools_are_in_the_rows_that_have_a_place_for_them(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    items, _ = items_of([{**_rows(1)[0], "tools": [tool]}])
+    state = State()
+    state._take("label", {"item": items[0].id, "annotator": "ada", "verdict": "first"}, 1)
+    labels = Labels(items, state, {})
+    for row_format in ("preference", "unpaired", "raw"):
+        assert FORMATS[row_format](labels)[0][0].row["tools"] == [tool]
+    assert json.loads(FORMATS["csv"](labels)[0][0].row["tools"]) == [tool]
+    assert FORMATS["hh"](labels) == ([], {"not a transcript": 1})
+    for row_format in ("argilla", "label-studio"):
+        assert FORMATS[row_format](labels)[1] == {"label of a pair whose tools have no place there": 1}
+    for row_format, shape in (("raw", "preference"), ("csv", "preference"), ("unpaired", "labelled")):
+        file = _written(labels, row_format, tmp_path)
+        source = DataSource(path=str(file))
+        source._files = (file,)
+        assert load_rows(source, shape, seed=0, name="labels").train[0]["tools"] == [tool]
+
+
 def test_of_pairs_of_equal_texts_one_in_the_order_of_the_row_is_meant() -> None:
     items, _ = items_of(_hard_rows()[:2])
     row = {"prompt": "m", "response_a": "q", "response_b": "p", "person": "ada", "verdict": "a"}
@@ -298,6 +317,7 @@ def test_raw_rows_say_all_that_is_known(tmp_path: Path) -> None:
         "edit": None,
         "ratings": None,
         "flag": None,
+        "tools": None,
     }
     skipped = rows[-2].row
     assert (skipped["kind"], skipped["verdict"], skipped["left"], skipped["reason"]) == ("skip", None, None, "too long")

@@ -85,7 +85,7 @@ def hh_rows(labels: Labels) -> Rows:
     hh = []
     for row in rows:
         told = {side: transcript([*row["prompt"], *row[side]]) for side in ("chosen", "rejected")}
-        if None in told.values():
+        if None in told.values() or "tools" in row:
             without["not a transcript"] += 1
         else:
             hh.append(Exported(tuple(row["prompt"]), told))
@@ -141,8 +141,9 @@ def table_rows(labels: Labels) -> Rows:
     for exported_row in rows:
         for column in ("prompt", "response_a", "response_b"):
             exported_row.row[column] = cell(exported_row.row[column])
-        ratings = exported_row.row["ratings"]
-        exported_row.row["ratings"] = json.dumps(ratings, ensure_ascii=False) if ratings else None
+        for column in ("ratings", "tools"):
+            value = exported_row.row[column]
+            exported_row.row[column] = json.dumps(value, ensure_ascii=False) if value else None
     return rows, without
 
 
@@ -178,6 +179,7 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "edit": details.edit or None,
         "ratings": {name: _rating(rating) for name, rating in details.ratings.items()} or None,
         "flag": details.flag,
+        "tools": list(item.tools) or None,
     }
 
 
@@ -196,6 +198,8 @@ def _verdicts(labels: Labels, without: Counter[str]) -> Iterator[tuple[Item, str
             continue
         if answer.details is not None:
             without[NO_PLACE] += 1
+        if item.tools:
+            without["label of a pair whose tools have no place there"] += 1
         yield item, name, answer
 
 

@@ -35,6 +35,7 @@ TABLE = {
     "edit": pa.string(),
     "ratings": pa.string(),
     "flag": pa.string(),
+    "tools": pa.string(),
 }
 """Columns of a table of labels."""
 
