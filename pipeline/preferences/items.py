@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.plain_data import JsonObject, Row
-from pipeline.records.shapes.turns import Turn
+from pipeline.records.shapes.turns import Turn, content_of
 
 Turns = tuple[Turn, ...]
 """The turns of a prompt or of a response."""
@@ -70,14 +70,6 @@ def wanted(item: str, per_item: int, overlap: float) -> int:
 def text_of(turns: Sequence[Turn]) -> str:
     """Return the contents of turns, joined by empty lines."""
     return "\n\n".join(str(turn["content"]) for turn in turns)
-
-
-def content_of(turn: Turn) -> str:
-    """Return what people read of a turn: its content, and the tools that it calls as JSON in a code block."""
-    content, calls = str(turn["content"]), turn.get("tool_calls")
-    if not calls:
-        return content
-    return f"{content}\n\n```json\n{json.dumps(calls, ensure_ascii=False, indent=1)}\n```".lstrip()
 
 
 def _plain(turns: Sequence[Turn]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TypedDict
 
 from pipeline.preferences.blinding import blinded_id
-from pipeline.preferences.items import Item, Turns, content_of
+from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.probes import is_swapped
+from pipeline.records.shapes.turns import content_of
 
 
 class ShownTurn(TypedDict):

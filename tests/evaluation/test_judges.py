@@ -243,6 +243,15 @@ def test_random_pairs_are_those_that_people_would_get(count: int) -> None:
     assert told == shown and len(told) == 20 * (count or 6)
 
 
+def test_answers_that_call_tools_differ_by_what_they_call_and_a_judge_reads_it() -> None:
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": {"city": city}}} for city in "ab"]
+    sides = [[{"role": "assistant", "content": "", "tool_calls": [call]}] for call in calls]
+    (pair,) = pairs_of([{"prompt": _turns("q", "user"), "chosen": sides[0], "rejected": sides[1]}], "preference").pairs
+    assert not pair.is_equal
+    request, _ = Endpoint(url="http://h/v1", model="m").requests(pair)
+    assert '"city": "a"' in request.messages[0]["content"] and '"city": "b"' in request.messages[0]["content"]
+
+
 def test_rows_without_candidates_are_refused_and_a_pair_that_comes_twice_counts_once() -> None:
     with pytest.raises(PipelineError, match="row 1 of data has no `candidates`"):
         pairs_of([{"prompt": _turns("q", "user")}], "prompt")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject, Row, ShapedRow
 from pipeline.records.pair_choice import PairRule, choose_pairs, unusable
-from pipeline.records.shapes.turns import Turn
+from pipeline.records.shapes.turns import Turn, content_of
 
 OWN_COLUMNS = frozenset({"chosen", "rejected", "margin", "candidates", "pairs", "row", "reward_scores"})
 """Columns of a row that hold its responses; a function does not get them."""
@@ -152,8 +152,8 @@ def _turns(candidate: JsonObject) -> list[Turn]:
 def conversation_text(turns: Sequence[Turn]) -> str:
     """Return turns as text for a judge: a single turn without its role, several with their roles."""
     if len(turns) == 1:
-        return str(turns[0]["content"])
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+        return content_of(turns[0])
+    return "\n\n".join(f"{turn['role']}: {content_of(turn)}" for turn in turns)
 
 
 def _plain(turns: Sequence[Turn]) -> str:

@@ -19,9 +19,10 @@ from pipeline.preferences.details import Details
 from pipeline.preferences.edits import chosen_edit, edited
 from pipeline.preferences.events import Rating, Verdict
 from pipeline.preferences.exchange.texts import cell, readable, transcript
-from pipeline.preferences.items import Item, Turns, content_of
+from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import Answer, State
 from pipeline.preferences.stored_items import ids_of
+from pipeline.records.shapes.turns import content_of
 from pipeline.records.split import split
 
 SIDES: Mapping[str, str] = {"first": "response_a", "second": "response_b"}

@@ -11,8 +11,8 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from pipeline.preferences.items import Item, content_of, text_of
-from pipeline.records.shapes.turns import Turn
+from pipeline.preferences.items import Item, text_of
+from pipeline.records.shapes.turns import Turn, content_of
 
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
 _SPOKEN = re.compile(r"\n\n(Human|Assistant):")

@@ -82,6 +82,14 @@ TRANSCRIPT_ROLES = {"Human": "user", "Assistant": "assistant"}
 TRANSCRIPT_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
+def content_of(turn: Turn) -> str:
+    """Return what people read of a turn: its content, and the tools that it calls as JSON in a code block."""
+    content, calls = str(turn["content"]), turn.get("tool_calls")
+    if not calls:
+        return content
+    return f"{content}\n\n```json\n{json.dumps(calls, ensure_ascii=False, indent=1)}\n```".lstrip()
+
+
 def turns_of(value: object, name: str) -> Turns:
     """Return the turns of a list of messages, with our roles; blank system turns are left out.
 
