@@ -152,10 +152,14 @@ def test_every_verb_of_labels_works_on_dialogues_or_refuses_in_one_sentence(
         shown = _answered(app)
     for count, who in enumerate(("ada", "grace", "grace")):
         shown = _compared(app, "what colour is grass ?", who)
-        more = {"edit": "it is green .", "comment": "too short", "ratings": {"kind": {"left": 2}}} if not count else {}
+        more = (
+            {"edit": "as green as I say it is", "comment": "too short", "ratings": {"kind": {"left": 2}}}
+            if not count
+            else {}
+        )
         told = app.ask("choose", who, item=shown["item"], choice="left", seconds=2.5, **more)
         if more:
-            assert told["turns"][-1]["content"] == "it is green ."
+            assert told["turns"][-1]["content"] == "as green as I say it is"
     assert app.ask("lead/overview", "lin")["progress"]["done"] == 3
     app.process.send_signal(signal.SIGINT)
     app.process.wait(timeout=800)

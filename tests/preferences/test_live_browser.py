@@ -215,17 +215,17 @@ def test_what_is_said_of_the_answers_by_keys_alone_reaches_the_ledger_and_axe_ha
     shown.page.keyboard.type("no greeting")
     look("comment")
     shown.press("Control+Enter", "e", "Control+a")
-    shown.page.keyboard.type("it is green .")
+    shown.page.keyboard.type("as green as I say it is")
     look("edit")
     shown.press("Control+Enter")
-    shown.sees("#left .turn", "it is green .")
+    shown.sees("#left .turn", "as green as I say it is")
     shown.sees("#note", "Comment: no greeting")
     shown.press("d")
     assert shown.page.locator("#pair mark").count() > 0
     look("said")
     shown.press("d", "Enter")
     shown.sees("#progress", "1 of 40 labels, 1 yours")
-    shown.sees("#dialogue .turn:last-child", "it is green .")
+    shown.sees("#dialogue .turn:last-child", "as green as I say it is")
     shown.say(QUESTION)
     shown.press("1", "s", "2")
     assert shown.page.is_visible("#why")
@@ -257,7 +257,7 @@ def test_what_is_said_of_the_answers_by_keys_alone_reaches_the_ledger_and_axe_ha
         next(event.body for event in events if event.kind == kind) for kind in ("label", "skip", "flag")
     )
     assert (label["edit"], label["comment"], skip["reason"], flag["flag"]) == (
-        "it is green .", "no greeting", "I cannot decide", "broken"
+        "as green as I say it is", "no greeting", "I cannot decide", "broken"
     )  # fmt: skip
     place, other = ("second", "first") if label["swapped"] else ("first", "second")
     assert label["ratings"] == {"kind": {place: 3, other: 1}} and label["verdict"] == place
