@@ -176,3 +176,32 @@ def test_the_bar_is_in_sight_and_leaves_room_at_1280_by_800(
         )
         assert bottom <= 801 and bottom - top < 0.3 * 800
     assert shown.wrong == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 400), (320, 256), (844, 390)])
+def test_large_type_and_low_windows_leave_room_for_the_answers(
+    browser: Any, open_many: Callable[..., Any], width: int, height: int
+) -> None:
+    """1280 x 800 and 1280 x 1024 at 200 and 400 %, and a phone on its side: half of the height is the answers'."""
+    app = open_many("ada", pairs=1, dimensions=False)
+    shown = Page(browser)
+    shown.page.set_viewport_size({"width": width, "height": height})
+    shown.open(app, "ada")
+    shown.press("2", "2")
+    bar = shown.page.locator("#controls").bounding_box()
+    assert bar is not None and bar["height"] <= height / 2 and bar["y"] + bar["height"] <= height + 1
+    assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for button in shown.page.locator("#controls button").all():
+        box = button.bounding_box()
+        assert box is not None and box["height"] >= 24 and box["width"] >= 24
+
+
+def test_what_is_chosen_is_seen_in_the_colours_of_the_system(browser: Any, open_many: Callable[..., Any]) -> None:
+    app = open_many("ada", pairs=1, dimensions=False)
+    shown = Page(browser)
+    shown.page.emulate_media(forced_colors="active")
+    shown.open(app, "ada")
+    shown.press("2", "d")
+    style = "e => getComputedStyle(e).outlineStyle"
+    chosen, other = (shown.page.locator(f"[data-choice={side}]").evaluate(style) for side in ("right", "left"))
+    assert (chosen, other) == ("solid", "none") and shown.page.locator("#compared").evaluate(style) == "solid"

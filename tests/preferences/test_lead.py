@@ -400,3 +400,32 @@ def test_the_status_counts_verdicts_apart(people: Path, call: Any) -> None:
     assert done.returncode == 0 and "6 preferences from 0 labels" in done.stdout + done.stderr
     (manifest,) = (json.loads(file.read_text()) for file in (store / "labels").glob("*/manifest.json"))
     assert manifest["metrics"]["adjudicated"] == 6 and manifest["metrics"]["labels"] == 0
+
+
+def test_a_server_that_cannot_just_now_stops_no_figures(browser: Any, app: Any) -> None:
+    page = browser.new_context().new_page()
+    told = [503, 429, 502]
+
+    def refuse(route: Any) -> None:
+        if told:
+            route.fulfill(status=told.pop(0), body='{"error": "the labels cannot be saved just now"}')
+        else:
+            route.continue_()
+
+    page.clock.install()
+    page.route("**/api/lead/hello", refuse)
+    page.goto(f"{app.address}/lead#{app.tokens['lin']}")
+    message = sync_api.expect(page.locator("#message"), "what is said")
+    for left in (2, 1, 0):
+        message.to_have_text("The labels cannot be saved just now. It is tried again in 15 s.")
+        assert len(told) == left
+        page.clock.fast_forward(15_500)
+    page.wait_for_selector("#work:not([hidden])")
+    message.to_have_text("")
+    told[:] = [503]
+    page.route("**/api/lead/overview", refuse)
+    page.clock.fast_forward(15_500)
+    message.to_contain_text("The labels cannot be saved just now. The figures are those of a moment ago.")
+    page.clock.fast_forward(15_500)
+    message.to_have_text("")
+    page.context.close()

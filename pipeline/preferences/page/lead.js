@@ -1,9 +1,9 @@
 // The page of a lead: how far and how fast it goes, who labels with care, and the pairs that need a decision.
 // Prompts and answers are rendered as on the page of pairs; everything else that people wrote is text, never markup.
 
-import { KEYS, STRENGTHS } from "./choices.js";
+import { keyOf, KEYS, STRENGTHS } from "./choices.js";
 import { showTurns } from "./rendering.js";
-import { Refused, token } from "./requests.js";
+import { once, Refused, token, whyNot } from "./requests.js";
 
 const at = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
@@ -52,13 +52,7 @@ let strength = 1;
 let opening = 0; // number of the last request for pairs
 let timer = 0;
 
-async function ask(name, body = {}) {
-  const headers = { "Content-Type": "application/json", Authorization: `Bearer ${token}` };
-  const reply = await fetch(`api/lead/${name}`, { method: "POST", headers, body: JSON.stringify(body) });
-  const told = await reply.json();
-  if (!reply.ok) throw new Refused(told.error);
-  return told;
-}
+const ask = (name, body) => once(`lead/${name}`, body);
 
 function say(text, isBad = false) {
   at("message").textContent = text;
@@ -224,7 +218,7 @@ async function refresh() {
     showLists();
   } catch (error) {
     if (error instanceof Refused) throw error;
-    say("The server cannot be reached. The figures are those of a moment ago.", true);
+    say(`${whyNot(error)}. The figures are those of a moment ago.`, true);
     at("message").dataset.offline = "yes";
   }
   timer = setTimeout(() => (document.hidden ? undefined : refresh().catch((error) => say(error.message, true))), pause * 1000);
@@ -242,10 +236,11 @@ async function act(does, done) {
       return true;
     } catch (error) {
       if (error instanceof Refused || tries >= RETRY_S.length) {
-        say(error instanceof Refused ? error.message : "The server cannot be reached: nothing was changed.", true);
+        const unknown = `${whyNot(error)}. It may not have been done: look before you try again.`;
+        say(error instanceof Refused ? error.message : unknown, true);
         return false;
       }
-      say(`The server cannot be reached. It is tried again in ${RETRY_S[tries]} s.`, true);
+      say(`${whyNot(error)}. It is tried again in ${RETRY_S[tries]} s.`, true);
       await new Promise((resume) => setTimeout(resume, RETRY_S[tries] * 1000));
     }
   }
@@ -314,7 +309,7 @@ async function open(name, where = 0, takesFocus = false) {
     showItem();
     if (takesFocus) at("panel").focus({ preventScroll: true });
   } catch (error) {
-    say(error instanceof Refused ? error.message : "The server cannot be reached.", true);
+    say(error instanceof Refused ? error.message : `${whyNot(error)}.`, true);
   }
   return undefined;
 }
@@ -394,12 +389,12 @@ for (const button of at("choices").children) button.onclick = () => choose(butto
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || at("item").hidden || document.querySelector("dialog[open]")) return;
   if (event.target.closest("input, table, [role=tablist]")) return;
-  const key = event.key.toLowerCase();
+  const key = keyOf(event);
   const does = { j: () => step(1), k: () => step(-1) }[key] ?? (at("panel").contains(event.target) && !isLive && KEYS[key] && (() => choose(KEYS[key])));
   if (does) {
     event.preventDefault();
-    does();
-  } else if (key === "enter" && event.target === at("panel") && choice) {
+    if (!event.repeat) does();
+  } else if (key === "enter" && event.target === at("panel") && choice && !event.repeat) {
     event.preventDefault();
     at("decide").requestSubmit();
   }
@@ -451,10 +446,16 @@ async function begin() {
     at("title").textContent = `${title}: how it goes`;
     document.title = `${title} · ${lead}`;
     await refresh();
+    if (!overview) throw new Error("no figures yet");
+    say("");
     at("work").hidden = false;
     await open(Object.keys(lists).find((one) => overview.lists[one]) ?? Object.keys(lists)[0]);
   } catch (error) {
-    say(error instanceof Refused ? error.message : "The server cannot be reached: reload the page.", true);
+    if (error instanceof Refused) say(error.message, true);
+    else {
+      say(`${whyNot(error)}. It is tried again in ${RETRY_S.at(-1)} s.`, true);
+      setTimeout(begin, RETRY_S.at(-1) * 1000);
+    }
   }
 }
 
