@@ -85,6 +85,29 @@ def test_two_processes_share_the_prompts_of_one(
     assert [row["frac_reward_zero_std"] for row in history] == [0 if group == 16 else 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "sharding"), [("grpo", "fsdp=true"), pytest.param("rloo", "zero=3", marks=pytest.mark.whole)]
+)
+def test_two_processes_sample_with_our_own_loop_what_one_does(
+    kind: str, sharding: str, spread_world: Callable[[str], Any]
+) -> None:
+    """At random, not greedily: the random numbers of a response depend on its prompt and its place among all."""
+    train = f"{TRAIN.removesuffix(', top_k: 1')}, temperature: 1.5"
+    stage = STAGE.format(kind=kind, group=4, train=train).replace(
+        "model: sft", "model: sft\n    rollout_engine: batched"
+    )
+    world = spread_world(stage)
+    gold = world.recipe.parent / "gold.py"
+    text = gold.read_text()
+    for ranks, sets in (("1", ()), ("2", ("compute.processes=2", f"compute.{sharding}"))):
+        gold.write_text(text + SEES.replace("{ranks}", ranks))
+        world.train(ranks, ("practice",), "compute.micro_batch=4", *sets)
+    (alone,) = seen(gold.parent, "1")
+    first, second = seen(gold.parent, "2")
+    assert first[0][1] + second[0][1] == alone[0][1]
+    assert len(set(alone[0][1])) > 8  # of 16 responses to 4 prompts
+
+
 WORDS = """
 
 def words(completions, **columns):

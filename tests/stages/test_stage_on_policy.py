@@ -176,6 +176,34 @@ def test_a_run_cut_off_ends_in_the_same_bits(kind: str, more: str, train_on: Cal
     assert ended.outcome.result.tokens == whole.outcome.result.tokens
 
 
+@pytest.mark.parametrize(("kind", "engine"), [("grpo", "batched"), ("rloo", "generate")])
+def test_the_engines_of_ppo_sample_and_a_run_cut_off_ends_in_the_same_bits(
+    kind: str, engine: str, train_on: Callable[..., Any]
+) -> None:
+    train = {**TRAIN, "batch_size": 16, "num_generations": 4, "max_steps": 6, "num_iterations": 2, "top_p": 0.9}
+    config = {"train": train, "rollout_engine": engine}
+    whole = train_on(kind, "by_tokens", config, name="whole")
+    assert whole.outcome.runtime_report["rollout_engine"] == engine
+    sampled = [row for row in whole.history if "completions/mean_length" in row]
+    assert sampled and all(0 < row["completions/mean_length"] <= 12 for row in sampled)
+    assert any(row["reward_std"] > 0 for row in sampled)  # the responses to a prompt differ
+    out = whole.out.parent.parent / "cut"
+    asked = iter([False] * 2 + [True] * 9)
+    train_on(kind, "by_tokens", config, out=out, stopping=lambda: next(asked), expect="stopped")
+    assert _digest(train_on(kind, "by_tokens", config, out=out)) == _digest(whole)
+    trl = train_on(kind, "by_tokens", {"train": train}, name="trl")
+    assert _digest(trl) != _digest(whole) and trl.outcome.runtime_report["rollout_engine"] == "trl"
+
+
+def test_what_only_trl_s_sampling_has_is_refused_beside_another_engine() -> None:
+    for field, value in {"min_p": 0.1, "use_vllm": True, "generation_kwargs": {"num_beams": 2}}.items():
+        words = {"data": "d", "model": "m", "reward": ["r"], "train": {field: value}}
+        config = KINDS_BY_NAME["grpo"].config
+        said = [str(one) for one in config.model_validate({**words, "rollout_engine": "batched"}).check()]
+        assert any(f"train.{field} has no effect with rollout_engine: batched" in line for line in said)
+        assert not any("rollout_engine" in str(one) for one in config.model_validate(words).check())
+
+
 @KINDS
 def test_the_micro_batch_does_not_change_what_is_learned(
     kind: str, train_on: Callable[..., Any], load_plain: Any, probe_logits: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -10,9 +10,20 @@ from pipeline.errors import Problem
 from pipeline.kind.traits import Reading, Traits, Workload
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.rl.rewards.fields import RewardFields
-from pipeline.stage import Data, Input
+from pipeline.stage import Added, Data, Input
 from pipeline.training.data.row_counts import fill_a_batch_of_responses
 from pipeline.training.fields import CommonTrain
+
+OF_TRL_SAMPLING = (
+    "cache_implementation",
+    "generation_kwargs",
+    "min_p",
+    "repetition_penalty",
+    "transformers_continuous_batching_config",
+    "use_transformers_continuous_batching",
+    "use_vllm",
+)
+"""Fields of trl's sampling that our engines do not have; `temperature`, `top_k` and `top_p` they have."""
 
 ON_POLICY = Traits(
     reads={"data": Reading(long_prompts="left_out")},
@@ -78,8 +89,27 @@ class OnPolicyConfig(RewardFields):
         data: prompts; further columns reach Python reward functions.
         model: the policy's start and its reference.
         adapter: LoRA instead of full fine-tuning.
+        rollout_engine: `trl` lets trl's trainer sample, with vLLM if `train.use_vllm` is set; `batched` is our own loop
+            and `generate` that of transformers, as PPO has them.
     """
 
     data: Annotated[str, Data("prompt")]
     model: Annotated[str, Input(external=True)]
     adapter: Adapter | None = None
+    rollout_engine: Annotated[Literal["trl", "batched", "generate"], Added()] = "trl"
+
+    def check(self) -> list[Problem]:
+        """Return contradictions between fields, and fields of trl's sampling beside an engine that is not trl's."""
+        train = getattr(self, "train", None)
+        given = train.passthrough() if isinstance(train, OnPolicyTrain) and self.rollout_engine != "trl" else {}
+        return [
+            *super().check(),
+            *(
+                Problem(
+                    f"train.{name} has no effect with rollout_engine: {self.rollout_engine}",
+                    remedy="leave it out, or set rollout_engine: trl",
+                )
+                for name in given
+                if name in OF_TRL_SAMPLING or name.startswith("vllm_")
+            ),
+        ]

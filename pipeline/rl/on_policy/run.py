@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.errors import counted
+from pipeline.models.generate.engines.batched import BatchedEngine
+from pipeline.models.generate.engines.engine import Engine
+from pipeline.models.generate.engines.generate import GenerateEngine
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.rl.on_policy.fields import OnPolicyConfig, OnPolicyTrain
 from pipeline.rl.on_policy.hooks import OnPolicyHooks, Rollouts
@@ -51,7 +54,7 @@ def train_on_policy(
     )
     data = TrainerRows(prompts.train_rows, prompts.held_out_rows)
     rewards = trl_rewards(sources, prompts)
-    rollouts = Rollouts(ctx, prompts, batches)
+    rollouts = Rollouts(ctx, prompts, batches, engine=_engine(ctx, config))
     composed_class = composed(trainer_class, OnPolicyHooks)
     trainer = build_trainer(composed_class, opened, arguments, data, rollouts.parts(), reward_funcs=rewards)
     rollouts.fit_reference(trainer)
@@ -66,3 +69,11 @@ def train_on_policy(
         rows=prompts.counts,
         summary=on_policy_summary(trained),
     )
+
+
+def _engine(ctx: StageContext, config: OnPolicyConfig) -> Engine | None:
+    """Return the engine of the rollouts, the one of PPO of that name; None if trl samples."""
+    ctx.report(rollout_engine=config.rollout_engine)
+    if config.rollout_engine == "trl":
+        return None
+    return BatchedEngine(say=ctx.note) if config.rollout_engine == "batched" else GenerateEngine(ctx.note)

@@ -58,9 +58,9 @@ class Prompts:
     with_positions: bool = False
 
     @cached_property
-    def ids_of(self) -> dict[str, list[int]]:
-        """Tokens of each prompt, by its text in `shown`."""
-        return dict(zip(self.shown, self.prompt_ids, strict=True))
+    def numbers(self) -> dict[str, int]:
+        """Index of each prompt, by its text in `shown`."""
+        return {text: number for number, text in enumerate(self.shown)}
 
     @property
     def train_rows(self) -> list[ShapedRow]:
