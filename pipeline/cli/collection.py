@@ -5,10 +5,8 @@ Needs the libraries of the optional extra `collect`.
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -228,24 +226,11 @@ def show_labels(collection: Collection, what: str, until: int | None, *, as_json
     if what == "verify":
         anchors = [*noted_heads(collection.store, collection.ledger.batch), *_heads_of_artifacts(collection)]
         problems = collection.ledger.problems(anchors)
-        display.verified(collection.ledger.events(), problems, len(anchors), as_json=as_json)
+        display.verified(collection.ledger, problems, len(anchors), as_json=as_json)
         if problems:
             raise typer.Exit(int(ExitCode.FAILED))
         return
-    with gc_paused():
-        _show_state(collection, what, until, as_json=as_json)
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Keep Python from looking for cycles, of which events and labels have none: a third of the time of a report."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    _show_state(collection, what, until, as_json=as_json)
 
 
 def _show_state(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
@@ -275,7 +260,7 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
     Raises:
         PipelineError: an item is not in the batch, or none was named.
     """
-    queue = LabelQueue(collection.batch, collection.ledger)
+    queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     known = frozenset(collection.batch.ids)
     unknown = [item for item in items if item not in known]
     if unknown:
@@ -284,15 +269,14 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
     chosen = [*items, *(one.item for one in queue.stuck() if stuck)]
     if not chosen and not stuck:
         raise PipelineError(Problem("no pair is named", "ids of pairs, or --stuck"))
-    for item in dict.fromkeys(chosen):
-        queue.drop(item, reason)
+    queue.drop_all(chosen, reason)
     done, wanted = (queue.progress()[key] for key in ("done", "wanted"))
     print_line(f"{counted(len(set(chosen)), 'pair')} dropped; {done} of {counted(wanted, 'label')}")
 
 
 def close(collection: Collection, *, reopen: bool) -> None:
     """End a batch with the labels it has, or open it again."""
-    queue = LabelQueue(collection.batch, collection.ledger)
+    queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     queue.close(not reopen)
     progress = queue.progress()
     if reopen:
@@ -327,7 +311,7 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
     """
     if changes.add and changes.role == "lead":
         check_has_lead(collection)
-    queue = LabelQueue(collection.batch, collection.ledger)
+    queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     accesses: dict[Access, Sequence[str]] = {
         "paused": changes.pause, "active": changes.resume, "revoked": changes.revoke
     }  # fmt: skip

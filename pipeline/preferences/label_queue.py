@@ -11,7 +11,7 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, cast
 
 from pipeline.errors import PipelineError, Problem
@@ -45,13 +45,21 @@ class LabelQueue:
         guidelines: text that annotators are shown by this app; each label given in it records its version. None for a
             queue that shows nothing.
         dimensions: what annotators may judge besides.
+        hands_out: whether pairs are handed out; a queue that hands out none does not read the leases of the others,
+            which are every other event.
     """
 
     def __init__(
-        self, batch: Batch, ledger: Ledger, guidelines: str | None = None, dimensions: Sequence[Dimension] = ()
+        self,
+        batch: Batch,
+        ledger: Ledger,
+        guidelines: str | None = None,
+        dimensions: Sequence[Dimension] = (),
+        *,
+        hands_out: bool = True,
     ) -> None:
         self.batch, self.ledger, self.dimensions = batch, ledger, dimensions
-        self._state = State()
+        self._state = State().take(ledger.events() if hands_out else ledger.said())
         self._assignment = Assignment(batch, self._state)
         self._turn = threading.Lock()
         self._version = guidelines_version(guidelines or "")
@@ -102,9 +110,9 @@ class LabelQueue:
             self._read()
             return self._state.number
 
-    def record(self, decide: Callable[[State], NewEvent | None]) -> None:
-        """Append the event that ``decide`` returns, given the state; None appends nothing."""
-        self._append(decide)
+    def record(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> list[LedgerEvent]:
+        """Append what ``decide`` returns, given the state, and return it as written; None appends nothing."""
+        return self._append(decide)
 
     def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True, by: str = "") -> str:
         """Issue a token to a person; the ledger stores only its hash.
@@ -156,9 +164,13 @@ class LabelQueue:
         self._append(decide)
 
     def drop(self, item: str, reason: str, by: str = "") -> None:
-        """Take an item out of the batch: it needs no labels, and makes no row; ``by`` names the lead who does."""
-        body = _by(by, {"item": item, "reason": reason[:LONGEST_REASON]})
-        self._append(lambda state: None if item in state.dropped else ("drop", body))
+        """Take an item out of the batch, as `drop_all` does."""
+        self.drop_all([item], reason, by)
+
+    def drop_all(self, items: Iterable[str], reason: str, by: str = "") -> None:
+        """Take items out of the batch: they need no labels, and make no row; ``by`` names the lead who does."""
+        bodies = [_by(by, {"item": item, "reason": reason[:LONGEST_REASON]}) for item in dict.fromkeys(items)]
+        self._append(lambda state: [("drop", body) for body in bodies if body["item"] not in state.dropped] or None)
 
     def close(self, closed: bool = True, by: str = "") -> None:
         """End the batch with the labels it has, or open it again; ``by`` names the lead who does."""
@@ -350,10 +362,11 @@ class LabelQueue:
 
         self._append(decide)
 
-    def _append(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> None:
+    def _append(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> list[LedgerEvent]:
         with self._turn:
             written = self.ledger.append(lambda events: decide(self._take(events)), self._state.last_event)
             self._take(written)
+            return written
 
 
 def guidelines_version(guidelines: str) -> str:

@@ -10,8 +10,8 @@ from pipeline.errors import agreeing, counted
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences.agreement import label_table
 from pipeline.preferences.assignment import Assignment
-from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probes import is_probe, repeated
 
 
@@ -83,7 +83,7 @@ def _counts(state: State, annotator: str) -> dict[str, int]:
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     """Print the agreement of annotators on the pairs that several of them labelled."""
-    verdict_NA = label_table(batch.items, state).verdict_NA
+    verdict_NA = label_table(batch.items, state, only_shared=True).verdict_NA
     rate = raw_agreement(verdict_NA, seed=0)
     alpha = krippendorff_alpha(verdict_NA)
     per_item = (verdict_NA >= 0).sum(1)
@@ -105,25 +105,26 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     print_line(f"Krippendorff's alpha (nominal): {said}")
 
 
-def verified(events: Sequence[LedgerEvent], problems: Sequence[str], anchors: int, *, as_json: bool) -> None:
+def verified(ledger: Ledger, problems: Sequence[str], anchors: int, *, as_json: bool) -> None:
     """Print the problems of the ledger's hash chain, or that there are none.
 
     Args:
-        events: events of the ledger.
-        problems: what is wrong with them.
+        ledger: the ledger.
+        problems: what is wrong with its events.
         anchors: number of heads that were noted outside the ledger, with which it was compared.
         as_json: whether to print JSON for programs.
     """
+    last, count = ledger.last(), ledger.count()
     if as_json:
-        told = {"events": len(events), "head": events[-1].hash if events else "", "anchors": anchors}
+        told = {"events": count, "head": last.hash if last else "", "anchors": anchors}
         print_json({**told, "problems": list(problems)})
         return
     for problem in problems:
         print_line(problem)
     if not problems:
         print_line(
-            f"{counted(len(events), 'event')}, each follows the one before it"
-            + (f"; head {events[-1].hash[:12]}" if events else "")
+            f"{counted(count, 'event')}, each follows the one before it"
+            + (f"; head {last.hash[:12]}" if last else "")
             + (
                 f"; {counted(anchors, 'note')} of earlier heads {agreeing(anchors, 'agrees', 'agree')}"
                 if anchors

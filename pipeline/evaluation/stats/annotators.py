@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.stats.estimate import Estimate
 from pipeline.evaluation.stats.intervals import LEVEL, ratio_interval, wilson
 
-Labels = NDArray[np.int64]
+Labels = NDArray[np.signedinteger[Any]]
 Floats = NDArray[np.float64]
 
 MISSING = -1

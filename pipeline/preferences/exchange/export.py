@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
+
+from pydantic_core import to_json
 
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import Decide, decided, exported, majority
@@ -21,7 +23,7 @@ from pipeline.preferences.events import Rating, Verdict
 from pipeline.preferences.exchange.texts import cell, readable, transcript
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import Answer, State
-from pipeline.preferences.stored_items import ids_of
+from pipeline.preferences.stored_items import ids_of, items_at
 from pipeline.records.split import split
 
 SIDES: Mapping[str, str] = {"first": "response_a", "second": "response_b"}
@@ -100,27 +102,27 @@ def unpaired_rows(labels: Labels) -> Rows:
     answer with as many for as against makes no row, and neither do ties and split votes.
     """
     decisions, without = decided(labels.items, labels.state, labels.decide)
-    votes: dict[tuple[str, str], list[int]] = {}
-    answers: dict[tuple[str, str], tuple[Turns, Turns]] = {}
-    for index, (verdict, _) in decisions:
-        if verdict not in _GOOD:
-            without[verdict] += 1
-            continue
-        item = labels.items[index]
+    without.update(verdict for _, (verdict, _) in decisions if verdict not in _GOOD)
+    good = [(place, verdict) for place, (verdict, _) in decisions if verdict in _GOOD]
+    balances: dict[tuple[bytes, bytes], int] = defaultdict(int)
+    answers: dict[tuple[bytes, bytes], tuple[Turns, Turns]] = {}
+    for item, (_, verdict) in zip(items_at(labels.items, [place for place, _ in good]), good, strict=True):
         responses = list(item.responses)
         if verdict in SIDES:
             place = [*SIDES].index(verdict)
             edit = chosen_edit(labels.state.labels(item.id).values(), cast(Verdict, verdict))
             responses[place] = tuple(edited(responses[place], edit))
+        prompt = to_json(item.prompt)
         for response, is_good in zip(responses, _GOOD[verdict], strict=True):
-            key = repr(item.prompt), repr(response)
+            key = prompt, to_json(response)
             answers.setdefault(key, (item.prompt, response))
-            votes.setdefault(key, []).append(1 if is_good else -1)
+            balances[key] += 1 if is_good else -1
     rows = []
-    for key, (prompt, response) in answers.items():
-        balance = sum(votes[key])
+    for key, (prompt_turns, response) in answers.items():
+        balance = balances[key]
         if balance:
-            rows.append(Exported(prompt, {"prompt": list(prompt), "completion": list(response), "label": balance > 0}))
+            row = {"prompt": list(prompt_turns), "completion": list(response), "label": balance > 0}
+            rows.append(Exported(prompt_turns, row))
         else:
             without["answer with as many for as against"] += 1
     return rows, without
@@ -146,16 +148,15 @@ def table_rows(labels: Labels) -> Rows:
 
 
 def _said(labels: Labels) -> Iterator[tuple[Item, str, Answer]]:
-    for place, item in enumerate(ids_of(labels.items)):
-        given = labels.state.given.get(item)
-        if given:
-            parsed = labels.items[place]
-            yield from ((parsed, name, answer) for name, answer in given.items())
+    given = labels.state.given
+    answered = [place for place, item in enumerate(ids_of(labels.items)) if given.get(item)]
+    for item in items_at(labels.items, answered):
+        yield from ((item, name, answer) for name, answer in given[item.id].items())
 
 
 def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
     first, second = item.responses
-    sides = {None: None, False: "response_a", True: "response_b"}
+    is_label = answer.kind == "label"
     details = answer.details or Details()
     return {
         "item": item.id,
@@ -164,10 +165,10 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "response_b": list(second),
         "person": labels.name(name),
         "kind": answer.kind,
-        "verdict": SIDES.get(str(answer.verdict), answer.verdict),
+        "verdict": _WORDS.get(answer.verdict, answer.verdict),
         "strength": answer.strength if answer.verdict in SIDES else None,
-        "seconds": answer.seconds if answer.kind == "label" else None,
-        "left": sides[answer.swapped] if answer.kind == "label" else None,
+        "seconds": answer.seconds if is_label else None,
+        "left": _LEFT[answer.swapped] if is_label else None,
         "guidelines": answer.guidelines or None,
         "propensity": item.propensity,
         "event": answer.number,
@@ -178,6 +179,10 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "ratings": {name: _rating(rating) for name, rating in details.ratings.items()} or None,
         "flag": details.flag,
     }
+
+
+_WORDS: Mapping[str | None, str] = {**SIDES}
+_LEFT: Mapping[bool | None, str | None] = {None: None, False: "response_a", True: "response_b"}
 
 
 def _rating(rating: Rating) -> JsonObject:
@@ -207,16 +212,20 @@ def argilla_rows(labels: Labels) -> Rows:
     """
     records: dict[str, Exported] = {}
     without = Counter[str]()
-    for item, name, answer in _verdicts(labels, without):
+    users = {}
+    for name in labels.state.answers:
         user = str(uuid.uuid5(ARGILLA_NAMESPACE, labels.name(name)))
+        users[name] = user, f"{user} {labels.name(name)}"
+    for item, name, answer in _verdicts(labels, without):
+        user, person = users[name]
         if item.id not in records:
             records[item.id] = Exported(item.prompt, _record(item))
         record = records[item.id].row
-        verdict = SIDES.get(str(answer.verdict), answer.verdict)
+        verdict = _WORDS.get(answer.verdict, answer.verdict)
         record["responses"]["preference"].append({"value": verdict, "user_id": user})
         if answer.verdict in SIDES:
             record["responses"].setdefault("strength", []).append({"value": answer.strength, "user_id": user})
-        record["metadata"]["people"].append(f"{user} {labels.name(name)}")
+        record["metadata"]["people"].append(person)
     return list(records.values()), without
 
 

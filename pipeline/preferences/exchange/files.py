@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import to_json
 
 from pipeline.plain_data import JsonObject
 
@@ -47,17 +48,17 @@ def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
         row_format: name of the format, one of `pipeline.preferences.exchange.export.FORMATS`.
     """
     if row_format == "parquet":
-        table = pa.Table.from_pylist(list(rows), schema=pa.schema(_COLUMNS))
+        columns = {name: [row[name] for row in rows] for name in _COLUMNS}
         sink = io.BytesIO()
-        pq.write_table(table, sink)
+        pq.write_table(pa.table(columns, schema=pa.schema(_COLUMNS)), sink)
         return sink.getvalue()
     if row_format == "csv":
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(_COLUMNS))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(text)
+        writer.writerow(_COLUMNS)
+        writer.writerows(map(itemgetter(*_COLUMNS), rows))
         return text.getvalue().encode()
+    lines = map(to_json, rows)
     if row_format in LISTS:
-        return (json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n").encode()
-    encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder for each row
-    return "".join(encode(row) + "\n" for row in rows).encode()
+        return b"[\n" + b",\n".join(lines) + b"\n]\n"
+    return b"".join(line + b"\n" for line in lines)
