@@ -43,7 +43,9 @@ BAR_S, FIRST_BAR_S = 2.0, 3.0
 
 def words(rng: random.Random, count: int) -> str:
     """Return a text of some words."""
-    return " ".join(rng.choices(("the", "answer", "is", "that", "a", "model", "learns", "what", "people", "prefer"), k=count))
+    return " ".join(
+        rng.choices(("the", "answer", "is", "that", "model", "learns", "what", "people", "prefer"), k=count)
+    )
 
 
 def make_world(folder: Path, labels: int, length: int) -> None:

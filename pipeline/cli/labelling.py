@@ -5,6 +5,7 @@ Needs the libraries of the optional extra `collect`.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from pipeline.cli.collection import Collection, check_has_lead, link
 from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
+from pipeline.machine.garbage import gc_paused
 from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
@@ -45,7 +47,9 @@ def open_app(
     Raises:
         PipelineError: nobody has a link, a link of nobody is to be replaced, or the address cannot be listened on.
     """
-    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
+    with gc_paused():
+        queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
+    gc.freeze()  # a search for cycles among all earlier labels would delay a reply by tenths of a second
     roles, invited = _invited(collection, queue, names, new_link)
     if url and not urlsplit(url).hostname:
         raise PipelineError(Problem(f"--url {url}", "the whole address, such as https://labels.example.org"))

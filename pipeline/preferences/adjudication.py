@@ -28,7 +28,7 @@ class Adjudication:
 
     def __init__(self, queue: LabelQueue) -> None:
         self.queue = queue
-        self._items = {item.id: item for item in queue.batch.items}
+        self._places = {item: place for place, item in enumerate(queue.batch.ids)}
         self._shown: dict[str, dict[str, str]] = {}
 
     def item(self, lead: str, shown: str) -> Item:
@@ -38,15 +38,18 @@ class Adjudication:
             PipelineError: there is none.
         """
         if lead not in self._shown:  # the secret of a batch lasts, and so do the ids
-            self._shown[lead] = {blinded_id(self.queue.salt, lead, item): item for item in self._items}
+            self._shown[lead] = {blinded_id(self.queue.salt, lead, item): item for item in self._places}
         item = self._shown[lead].get(shown)
         if item is None:
             raise PipelineError(Problem("this pair is not in the batch", remedy="reload the page"))
-        return self._items[item]
+        return self._item(item)
+
+    def _item(self, item: str) -> Item:
+        return self.queue.batch.items[self._places[item]]
 
     def shown(self, lead: str, item: str) -> ShownPair:
         """Return an item as a lead's browser receives it."""
-        return shown_pair(self._items[item], lead, self.queue.salt)
+        return shown_pair(self._item(item), lead, self.queue.salt)
 
     def side(self, lead: str, item: str, verdict: Verdict | None) -> Side | None:
         """Return a verdict on an item as a side of a lead's screen."""

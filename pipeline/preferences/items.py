@@ -41,9 +41,10 @@ def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
     """
     items: dict[str, Item] = {}
     left_out = 0
+    encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # `json.dumps` makes an encoder for each row
     for row in rows:
         prompt, first, second = (tuple(row[key]) for key in ("prompt", "chosen", "rejected"))
-        text = json.dumps([prompt, first, second], sort_keys=True, ensure_ascii=False)
+        text = encode([prompt, first, second])
         item_id = hashlib.sha256(text.encode()).hexdigest()[:16]
         if item_id in items or _plain(first) == _plain(second):
             left_out += 1

@@ -20,15 +20,16 @@ import numpy as np
 from pipeline.evaluation.stats.annotators import against_the_rest, krippendorff_alpha, raw_agreement
 from pipeline.evaluation.stats.estimate import Estimate
 from pipeline.evaluation.stats.intervals import wilson
+from pipeline.machine.garbage import gc_paused
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import LabelTable, label_table
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
-from pipeline.preferences.items import text_of
 from pipeline.preferences.labels import LEASE_S, Answer, Batch, FinalVerdict, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probe_results import ProbeResults, probe_results
-from pipeline.preferences.probes import REPEAT, is_probe, repeated
+from pipeline.preferences.probes import REPEAT, is_probe
+from pipeline.preferences.stored_items import chars_of
 
 Listing = Literal["disagreements", "flagged", "skipped", "stuck", "open", "adjudicated"]
 LISTINGS: tuple[Listing, ...] = get_args(Listing)
@@ -97,8 +98,7 @@ class LeadFigures:
         self._state = State()
         self._assignment = Assignment(batch, self._state)
         self._at: dict[int, float] = {}
-        self._chars: dict[str, int] = {}
-        self._items = {item.id: item for item in batch.items}
+        self._chars = dict(zip(batch.ids, chars_of(batch.items), strict=True))
         self._turn = threading.Lock()
         self._number = 0
         self._listings: dict[Listing, list[str]] = {}
@@ -146,8 +146,7 @@ class LeadFigures:
             if self._told is not None and self._told.number == number:
                 return self._told
             times = self._times()
-            several = [self._items[i] for i, given in self._state.given.items() if len(given) > 1 and i in self._items]
-            table = label_table(several, self._state)
+            table = label_table(self.batch.items, self._state, only_shared=True)
             figures = self._figures(times)
         figures |= _agreement(table)  # takes longest, and needs the state no more
         rest = dict(zip(table.annotators, against_the_rest(table.verdict_NA), strict=True))
@@ -157,10 +156,11 @@ class LeadFigures:
         return self._told
 
     def _read(self) -> None:
-        events = self.ledger.events(self._number)
-        if events:
-            self._number = events[-1].number
-            self._take([event for event in events if event.kind != "lease"])
+        with gc_paused():
+            events = self.ledger.said(after=self._number)
+            if events:
+                self._number = events[-1].number
+                self._take(events)
 
     def _take(self, events: Sequence[LedgerEvent]) -> None:
         self._state.take(events)
@@ -223,10 +223,7 @@ class LeadFigures:
 
     def _reading_s(self, item: str) -> float:
         """Return the seconds in which nobody reads both responses of an item."""
-        if item not in self._chars:
-            known = self._items.get(item)
-            self._chars[item] = sum(len(text_of(turns)) for turns in known.responses) if known else 0
-        return self._chars[item] / FASTEST_CHARS_S
+        return self._chars.get(item, 0) / FASTEST_CHARS_S
 
     def _listed(self, name: Listing) -> list[str]:
         """Return the ids of a list, in the order in which a lead wants them."""
@@ -239,10 +236,7 @@ class LeadFigures:
         lists: dict[Listing, list[str]] = {name: [] for name in LISTINGS}
         lists["stuck"] = [one.item for one in self._assignment.stuck()]
         split = []
-        flagged = {
-            repeated(item) for item, given in state.given.items() if any(a.kind == "flag" for a in given.values())
-        }
-        for item in self._items:
+        for item in self.batch.ids:
             given = state.given.get(item)
             if item in state.dropped:
                 continue
@@ -252,7 +246,7 @@ class LeadFigures:
             is_open = self._assignment.is_open(item)
             if is_open:
                 lists["open"].append(item)
-            if item in flagged:
+            if state.is_flagged(item):
                 lists["flagged"].append(item)
             if not given:
                 continue

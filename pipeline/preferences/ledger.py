@@ -163,8 +163,8 @@ class Ledger:
         with self._reading() as connection:
             return self._read(connection, after, until)
 
-    def said(self, until: int | None = None) -> list[LedgerEvent]:
-        """Return the events that say something of labels, up to and including ``until``, in order.
+    def said(self, until: int | None = None, after: int = 0) -> list[LedgerEvent]:
+        """Return the events that say something of labels, above ``after`` and up to and including ``until``, in order.
 
         Leases are left out, which are every other event and matter to who is handed what only; the last event is there
         whatever it is.
@@ -174,7 +174,7 @@ class Ledger:
             if until is not None:
                 last = last.where(_EVENTS.c.number <= until)
             is_said = sa.or_(_EVENTS.c.kind != "lease", _EVENTS.c.number == last.scalar_subquery())
-            return self._read(connection, 0, until, is_said)
+            return self._read(connection, after, until, is_said)
 
     def problems(self, anchors: Iterable[Anchor] = ()) -> list[str]:
         """Verify the hash chain and return its problems in order: changed events and missing ones.

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import overload
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from pipeline import __version__
 from pipeline.machine.disk import keep_if_possible
@@ -130,11 +130,10 @@ def items_at(items: Sequence[Item], places: Sequence[int]) -> Iterator[Item]:
 
 def keep(file: Path, items: Sequence[Item]) -> None:
     """Write items to a file, if the disk allows it."""
-    encode = json.JSONEncoder(ensure_ascii=False).encode
-    lines = [encode([getattr(item, name) for name in _FIELDS]).encode() + b"\n" for item in items]
+    lines = [to_json([getattr(item, name) for name in _FIELDS]) + b"\n" for item in items]
     ends, end = [], 0
     for line in lines:
         end += len(line)
         ends.append(end)
     content = {"ids": [item.id for item in items], "chars": list(chars_of(items)), "ends": ends}
-    keep_if_possible(file, encode(content).encode() + b"\n" + b"".join(lines))
+    keep_if_possible(file, to_json(content) + b"\n" + b"".join(lines))

@@ -132,7 +132,8 @@ def collect(
     need("sqlalchemy", "starlette", "uvicorn")
     from pipeline.cli import collection, labelling  # the optional extra `collect` may be missing
 
-    opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
+    with gc_paused():
+        opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
     labelling.open_app(opened, {"annotator": annotators, "lead": lead}, new_link or (), host, port, url)
 
 
