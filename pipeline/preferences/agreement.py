@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.preferences.edits import chosen_edit, edited
+from pipeline.preferences.edits import chosen_edit, edited, edited_items
 from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item, text_of
 from pipeline.preferences.labels import VERDICTS, Answer, FinalVerdict, State
@@ -167,8 +167,7 @@ def exported(
     """
     rows: list[LabelledPair] = []
     decisions, without = decided(items, state, decide)
-    answers = (pair for own in state.answers.values() for pair in own.items())
-    are_edited = {item for item, one in answers if one.details is not None and one.details.edit}
+    are_edited = edited_items(state)
     without.update(one.verdict for _, one in decisions if not one.margin and not ties)
     preferences = [(place, one.margin) for place, one in decisions if one.margin or ties]
     preferred_items = items_at(items, [place for place, _ in preferences])
@@ -202,6 +201,8 @@ def margin_of(labels: Sequence[Answer | FinalVerdict]) -> float:
     people who preferred it less those who preferred the other, over all labels. One person's label has its strength as
     margin; three people of whom two preferred a response at strength 2 give 2 · 1/3.
     """
+    if len(labels) == 1:  # as most pairs have
+        return float(SIGN.get(str(labels[0].verdict), 0) * labels[0].strength)
     first, second = ([one.strength for one in labels if one.verdict == verdict] for verdict in SIGN)
     lead = len(first) - len(second)
     if lead == 0:

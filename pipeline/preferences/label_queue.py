@@ -60,13 +60,13 @@ class LabelQueue:
     ) -> None:
         self.batch, self.ledger, self.dimensions = batch, ledger, dimensions
         self._state = State().take(ledger.events() if hands_out else ledger.said())
-        self._assignment = Assignment(batch, self._state)
+        self._assigned: Assignment | None = None
         self._turn = threading.Lock()
         self._version = guidelines_version(guidelines or "")
-        self._append(lambda state: None if state.salt else ("batch", {"salt": new_salt()}))
+        self.record(lambda state: None if state.salt else ("batch", {"salt": new_salt()}))
         if guidelines is not None:
             told = EventBody(guidelines=self._version, text=guidelines)
-            self._append(lambda state: None if state.guidelines == self._version else ("guidelines", told))
+            self.record(lambda state: None if state.guidelines == self._version else ("guidelines", told))
 
     def refresh(self) -> None:
         """Read the events that were appended to the ledger since the last call."""
@@ -77,9 +77,15 @@ class LabelQueue:
         self._take(self.ledger.events(self._state.number))
 
     def _take(self, events: list[LedgerEvent]) -> State:
-        self._state.take(events)
-        self._assignment.update()
-        return self._state
+        return self._state.take(events)
+
+    @property
+    def _assignment(self) -> Assignment:
+        """What the items need as of the last event; made when it is asked for, which an import never does."""
+        if self._assigned is None:
+            self._assigned = Assignment(self.batch, self._state)
+        self._assigned.update()
+        return self._assigned
 
     def people(self) -> dict[str, Person]:
         """Return everybody who has a link, by name."""
@@ -110,10 +116,6 @@ class LabelQueue:
             self._read()
             return self._state.number
 
-    def record(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> list[LedgerEvent]:
-        """Append what ``decide`` returns, given the state, and return it as written; None appends nothing."""
-        return self._append(decide)
-
     def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True, by: str = "") -> str:
         """Issue a token to a person; the ledger stores only its hash.
 
@@ -139,7 +141,7 @@ class LabelQueue:
             body = _by(by, EventBody(name=name, token=_hashed(token)))
             return "annotator", {**body, "role": role} if role != "annotator" else body
 
-        self._append(decide)
+        self.record(decide)
         return token
 
     def set_access(self, name: str, access: Access, by: str = "") -> None:
@@ -161,7 +163,7 @@ class LabelQueue:
                 )
             return None if person.access == access else ("access", _by(by, {"name": name, "access": access}))
 
-        self._append(decide)
+        self.record(decide)
 
     def drop(self, item: str, reason: str, by: str = "") -> None:
         """Take an item out of the batch, as `drop_all` does."""
@@ -170,11 +172,11 @@ class LabelQueue:
     def drop_all(self, items: Iterable[str], reason: str, by: str = "") -> None:
         """Take items out of the batch: they need no labels, and make no row; ``by`` names the lead who does."""
         bodies = [_by(by, {"item": item, "reason": reason[:LONGEST_REASON]}) for item in dict.fromkeys(items)]
-        self._append(lambda state: [("drop", body) for body in bodies if body["item"] not in state.dropped] or None)
+        self.record(lambda state: [("drop", body) for body in bodies if body["item"] not in state.dropped] or None)
 
     def close(self, closed: bool = True, by: str = "") -> None:
         """End the batch with the labels it has, or open it again; ``by`` names the lead who does."""
-        self._append(lambda state: None if state.is_closed == closed else ("close", _by(by, {"closed": closed})))
+        self.record(lambda state: None if state.is_closed == closed else ("close", _by(by, {"closed": closed})))
 
     def identify(self, token: str, *, is_new: bool = True) -> Caller | None:
         """Return who has this token; None for an unknown or revoked token.
@@ -214,7 +216,7 @@ class LabelQueue:
             given[:] = self._assignment.next(annotator, time.time(), count)
             return self._lease(state, annotator, given)
 
-        self._append(decide)
+        self.record(decide)
         return [shown_pair(item, annotator, salts[0]) for item in given]
 
     def _lease(self, state: State, annotator: str, items: list[Item]) -> NewEvent | None:
@@ -310,7 +312,7 @@ class LabelQueue:
             body = EventBody(annotator=annotator, item=item, event=answer.number, until=until, request=request)
             return "undo", body
 
-        self._append(decide)
+        self.record(decide)
         return undone[0] if undone else None
 
     def progress(self, annotator: str = "", *, has_read: bool = False) -> Progress:
@@ -360,9 +362,10 @@ class LabelQueue:
             lease = self._lease(state, annotator, following)
             return [(kind, answer), lease] if lease else [(kind, answer)]
 
-        self._append(decide)
+        self.record(decide)
 
-    def _append(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> list[LedgerEvent]:
+    def record(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> list[LedgerEvent]:
+        """Append what ``decide`` returns, given the state, and return it as written; None appends nothing."""
         with self._turn:
             written = self.ledger.append(lambda events: decide(self._take(events)), self._state.last_event)
             self._take(written)

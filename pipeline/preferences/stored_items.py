@@ -13,13 +13,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 from pydantic_core import from_json, to_json
 
 from pipeline import __version__
 from pipeline.machine.disk import keep_if_possible
-from pipeline.preferences.items import Item, text_of
+from pipeline.preferences.items import Item, Turns, text_of
 
 _LAYOUT = 2
 """Version of the file's layout: a file of another layout is made anew."""
@@ -81,10 +81,9 @@ class StoredItems(Sequence[Item]):
                 wanted = self._ends[min(place + last, len(self) - 1)] - begin
                 block_begin, size = begin, max(end - begin, min(wanted, _BLOCK))
                 block = os.pread(self._file.fileno(), size, self._start + begin)
-            item_id, prompt, responses, *rest = from_json(
-                block[begin - block_begin : end - block_begin], cache_strings="keys"
-            )
-            yield Item(item_id, tuple(prompt), tuple(map(tuple, responses)), *rest)
+            line = block[begin - block_begin : end - block_begin]
+            item_id, prompt, responses, *rest = from_json(line, cache_strings="keys")  # texts repeat seldom
+            yield Item(item_id, tuple(prompt), cast(tuple[Turns, Turns], tuple(map(tuple, responses))), *rest)
 
     def _begin(self, place: int) -> int:
         return self._ends[place - 1] if place else 0

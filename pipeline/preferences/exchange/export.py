@@ -18,7 +18,7 @@ from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import Decide, decided, exported, majority
 from pipeline.preferences.blinding import pseudonym
 from pipeline.preferences.details import Details
-from pipeline.preferences.edits import chosen_edit, edited
+from pipeline.preferences.edits import chosen_edit, edited, edited_items
 from pipeline.preferences.events import Rating, Verdict
 from pipeline.preferences.exchange.texts import cell, readable, transcript
 from pipeline.preferences.items import Item, Turns
@@ -104,11 +104,12 @@ def unpaired_rows(labels: Labels) -> Rows:
     decisions, without = decided(labels.items, labels.state, labels.decide)
     without.update(verdict for _, (verdict, _) in decisions if verdict not in _GOOD)
     good = [(place, verdict) for place, (verdict, _) in decisions if verdict in _GOOD]
+    are_edited = edited_items(labels.state)
     balances: dict[tuple[bytes, bytes], int] = defaultdict(int)
     answers: dict[tuple[bytes, bytes], tuple[Turns, Turns]] = {}
     for item, (_, verdict) in zip(items_at(labels.items, [place for place, _ in good]), good, strict=True):
         responses = list(item.responses)
-        if verdict in SIDES:
+        if verdict in SIDES and item.id in are_edited:
             place = [*SIDES].index(verdict)
             edit = chosen_edit(labels.state.labels(item.id).values(), cast(Verdict, verdict))
             responses[place] = tuple(edited(responses[place], edit))
@@ -157,7 +158,7 @@ def _said(labels: Labels) -> Iterator[tuple[Item, str, Answer]]:
 def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
     first, second = item.responses
     is_label = answer.kind == "label"
-    details = answer.details or Details()
+    details = answer.details or _NO_DETAILS
     return {
         "item": item.id,
         "prompt": list(item.prompt),
@@ -181,6 +182,7 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
     }
 
 
+_NO_DETAILS = Details()
 _WORDS: Mapping[str | None, str] = {**SIDES}
 _LEFT: Mapping[bool | None, str | None] = {None: None, False: "response_a", True: "response_b"}
 

@@ -39,6 +39,9 @@ _COLUMNS = {
 }
 """Columns of a table of labels."""
 
+_WORDS = ["person", "kind", "verdict", "left", "guidelines", "reason", "flag"]
+"""Columns with few different texts, which Parquet writes once."""
+
 
 def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
     """Return rows as the content of a file.
@@ -50,7 +53,7 @@ def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
     if row_format == "parquet":
         columns = {name: [row[name] for row in rows] for name in _COLUMNS}
         sink = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=pa.schema(_COLUMNS)), sink)
+        pq.write_table(pa.table(columns, schema=pa.schema(_COLUMNS)), sink, use_dictionary=_WORDS)
         return sink.getvalue()
     if row_format == "csv":
         text = io.StringIO(newline="")

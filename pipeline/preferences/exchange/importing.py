@@ -19,7 +19,7 @@ from pipeline.preferences.details import Details
 from pipeline.preferences.events import EventBody, EventKind, FlagKind, NewEvent, Rating, Verdict
 from pipeline.preferences.exchange.texts import Key, keys_of, words
 from pipeline.preferences.items import Item, text_of
-from pipeline.preferences.labels import State
+from pipeline.preferences.labels import Answer, State
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.conversion import shaped
 
@@ -110,12 +110,17 @@ def _of_raw(row: Row) -> Iterator[Said]:
     )
 
 
+_NO_DETAILS = Details()
+
+
 def _details(row: Row) -> Details:
     """Return what a raw row says besides the verdict.
 
     Raises:
         ValueError: a flag or ratings are not those of an export.
     """
+    if not any(row.get(name) for name in Details._fields):
+        return _NO_DETAILS
     told = row.get("ratings") or {}
     ratings = json.loads(told) if isinstance(told, str) else told
     flag = row.get("flag") or None
@@ -280,8 +285,8 @@ class Matcher:
     def __init__(self, items: Sequence[Item]) -> None:
         self._items: dict[Key, tuple[str, str]] = {}
         for item in items:
+            first = words(text_of(item.responses[0]))
             for key in keys_of(item):
-                first = words(text_of(item.responses[0]))
                 self._items.setdefault(key, (item.id, first))
 
     def item_of(self, said: Said) -> tuple[str, bool] | None:
@@ -336,7 +341,7 @@ def events_of(said: Iterable[Said], matcher: Matcher, state: State, source: str,
             item, is_mirrored = match
             body = _body(one, item, name, source, is_mirrored=is_mirrored)
             answer = state.answers.get(name, {}).get(item)
-            before = new.get((name, item)) or (answer._asdict() if answer is not None else None)
+            before = new.get((name, item)) or (_answered(answer) if answer is not None else None)
             if before is None:
                 new[name, item] = {**body, "kind": one.kind}
                 events.append((one.kind, cast(EventBody, body)))
@@ -345,6 +350,11 @@ def events_of(said: Iterable[Said], matcher: Matcher, state: State, source: str,
             else:
                 counts["label that differs from the one there, which stays"] += 1
     return Import(events, counts)
+
+
+def _answered(answer: Answer) -> JsonObject:
+    """Return what `_compared` reads of an answer."""
+    return {"kind": answer.kind, "verdict": answer.verdict, "strength": answer.strength}
 
 
 def _compared(body: JsonObject, kind: str) -> JsonObject:

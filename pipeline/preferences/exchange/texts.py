@@ -52,7 +52,9 @@ def readable(turns: Sequence[Turn]) -> str:
 
 def words(value: object) -> str:
     """Return the words of a text, of turns, or of JSON messages in a text, each parted by one space."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
+    if isinstance(value, str):
+        if not value.lstrip().startswith("[{"):
+            return " ".join(value.split())
         with contextlib.suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, list | tuple) and all(isinstance(turn, dict) and "content" in turn for turn in value):
@@ -63,5 +65,6 @@ def words(value: object) -> str:
 def keys_of(item: Item) -> Iterable[Key]:
     """Return the keys under which an item is found, whichever tool wrote its texts."""
     first, second = item.responses
-    for form in (text_of, readable):
+    is_plain = len(item.prompt) == len(first) == len(second) == 1  # then both forms are the same
+    for form in (text_of,) if is_plain else (text_of, readable):
         yield words(form(item.prompt)), frozenset((words(form(first)), words(form(second))))
