@@ -186,7 +186,7 @@ def dawid_skene(
     posterior_KM /= posterior_KM.sum(0)
     for _ in range(most_steps):
         weighted = [np.bincount(cell_L, told_L * weight_L, A * K) for told_L in posterior_KM.take(item_L, axis=1)]
-        confusion_AKK: Floats = np.stack(weighted).reshape(K, A, K).transpose(1, 0, 2) + 1 / K
+        confusion_AKK: Floats = np.asarray(np.stack(weighted).reshape(K, A, K).transpose(1, 0, 2) + 1 / K, float)
         confusion_AKK /= confusion_AKK.sum(2, keepdims=True)
         prior_K: Floats = weight_M @ np.ascontiguousarray(posterior_KM.T) / weight_M.sum()
         log_KC = np.log(confusion_AKK).transpose(1, 0, 2).reshape(K, A * K)  # C: cells of annotator and class given

@@ -183,7 +183,7 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
 
 
 _NO_DETAILS = Details()
-_WORDS: Mapping[str | None, str] = {**SIDES}
+_WORDS: Mapping[str | None, str] = dict(SIDES.items())
 _LEFT: Mapping[bool | None, str | None] = {None: None, False: "response_a", True: "response_b"}
 
 
