@@ -139,13 +139,14 @@ def raw_rows(labels: Labels) -> Rows:
 
 def table_rows(labels: Labels) -> Rows:
     """Return the raw rows with texts in place of turns, for CSV and Parquet."""
-    rows, without = raw_rows(labels)
-    for exported_row in rows:
-        for column in ("prompt", "response_a", "response_b"):
-            exported_row.row[column] = cell(exported_row.row[column])
-        ratings = exported_row.row["ratings"]
-        exported_row.row["ratings"] = json.dumps(ratings, ensure_ascii=False) if ratings else None
-    return rows, without
+    rows = []
+    for item, name, answer in _said(labels):
+        row = _raw(labels, item, name, answer)
+        row |= {column: cell(row[column]) for column in ("prompt", "response_a", "response_b")}
+        if row["ratings"]:
+            row["ratings"] = json.dumps(row["ratings"], ensure_ascii=False)
+        rows.append(Exported(item.prompt, row))
+    return rows, Counter()
 
 
 def _said(labels: Labels) -> Iterator[tuple[Item, str, Answer]]:
