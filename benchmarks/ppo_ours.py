@@ -35,12 +35,13 @@ def trainer(asked: argparse.Namespace) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     from pipeline.models.cpu.matmul import use_fastest_matmul
+    from pipeline.models.generate.decode import GenerationSettings
+    from pipeline.models.generate.engines.batched import BatchedEngine
     from pipeline.models.load.adapter_config import Adapter
     from pipeline.models.scoring import score
     from pipeline.rl.policy.build import build_policy, check_policy
     from pipeline.rl.ppo.settings import PPOSettings
     from pipeline.rl.ppo.trainer import PPOTrainer
-    from pipeline.rl.rollout.engines import BatchedEngine
     from pipeline.rl.rollout.episodes import Prompt
 
     use_fastest_matmul()
@@ -73,8 +74,8 @@ def trainer(asked: argparse.Namespace) -> Any:
     rng = random.Random(asked.seed)
     count = asked.batch * (asked.steps + asked.warmup)
     prompts = [Prompt({}, tuple(rng.randrange(asked.vocab) for _ in range(asked.prompt))) for _ in range(count)]
-    engine = BatchedEngine(asked.new_tokens, (), made.pad_token_id)
-    check_policy(policy, engine, prompts, ())
+    engine, generation = BatchedEngine(), GenerationSettings(asked.new_tokens, [], made.pad_token_id)
+    check_policy(policy, engine, prompts, generation)
     if (asked.mode == "cached") != (policy.cut is not None):
         sys.exit(f"mode {asked.mode} runs with cut {policy.cut}")
     return PPOTrainer(
@@ -90,7 +91,7 @@ def trainer(asked: argparse.Namespace) -> Any:
         prompts=prompts,
         score=lambda episodes: score(reward, [[*e.prompt_ids, *e.response_ids] for e in episodes], made.pad_token_id),
         engine=engine,
-        eos_ids=(),
+        generation=generation,
         decode_text=lambda ids: str(made.decode(ids, skip_special_tokens=True)),
         seed=asked.seed,
     )

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
 from pipeline.kind.compute import ComputeSettings
-from pipeline.kind.markers import Among, Code, Data, Input, PerRound, Runtime, Shape, Shapes
+from pipeline.kind.markers import Added, Among, Code, Data, Input, PerRound, Runtime, Shape, Shapes
 from pipeline.kind.results import Event, Rejected, StageResult
 from pipeline.kind.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 from pipeline.parallel.dims import ParallelDims
@@ -334,6 +334,7 @@ def markers_in(config: StageConfig) -> Iterator[tuple[str, Any, list[str]]]:
 __all__ = [
     "KINDS",
     "MODEL_PARALLEL",
+    "Added",
     "Among",
     "Code",
     "Data",

@@ -26,6 +26,8 @@ class Answer:
         raw: body instead of a completion.
         closes: whether the connection is closed without an answer.
         logprobs: most likely tokens at the place of the only token.
+        finish: why the completion ends.
+        counts: whether the tokens are counted.
     """
 
     text: str = "A"
@@ -34,6 +36,8 @@ class Answer:
     raw: bytes | None = None
     closes: bool = False
     logprobs: dict[str, float] | None = None
+    finish: str | None = "stop"
+    counts: bool = True
 
     def body(self) -> bytes:
         """Return the body as bytes."""
@@ -41,14 +45,17 @@ class Answer:
             return self.raw
         if self.status != 200:
             return json.dumps({"error": {"message": "no luck"}}).encode()
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": self.finish}
         choice["message"] = {"role": "assistant", "content": self.text}
         if self.logprobs is not None:
             top = [{"token": token, "logprob": value, "bytes": None} for token, value in self.logprobs.items()]
             choice["logprobs"] = {"content": [{"token": self.text, "logprob": 0.0, "bytes": None, "top_logprobs": top}]}
         usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
         return json.dumps(
-            {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
+            {
+                **{"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]},
+                **({"usage": usage} if self.counts else {}),
+            }
         ).encode()
 
 
@@ -68,8 +75,17 @@ Decide = Callable[[str, int], Answer]
 """Returns the answer to a request's text, which came so many times before."""
 
 
+def last_text(body: dict[str, Any]) -> str:
+    """Return the text of the last message of a request."""
+    return str(body["messages"][-1]["content"])
+
+
 class JudgeServer:
     """The running server; remembers what it was asked.
+
+    Args:
+        decide: decides on the answer.
+        read: returns what of a request's body decides; by default the text of its last message.
 
     Attributes:
         url: base URL.
@@ -77,7 +93,7 @@ class JudgeServer:
         keys: values of their `Authorization` headers.
     """
 
-    def __init__(self, decide: Decide) -> None:
+    def __init__(self, decide: Decide, read: Callable[[dict[str, Any]], str] = last_text) -> None:
         self.asked: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.lock = threading.Lock()
@@ -89,9 +105,9 @@ class JudgeServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = body["messages"][-1]["content"]
+                text = read(body)
                 with outer.lock:
-                    times = sum(other["messages"][-1]["content"] == text for other in outer.asked)
+                    times = sum(read(other) == text for other in outer.asked)
                     outer.asked.append(body)
                     outer.keys.append(self.headers.get("Authorization"))
                     outer._at_once += 1

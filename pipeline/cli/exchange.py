@@ -6,21 +6,23 @@ Needs the libraries of the optional extra `collect`.
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from pipeline.cli.collection import Collection
+from pipeline.cli.collection import Collection, said_until
 from pipeline.cli.terminal import print_line
-from pipeline.errors import PipelineError, Problem, counted
+from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.machine.disk import writing
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import LabelledPair, edited_pairs
 from pipeline.preferences.events import LedgerEvent, NewEvent
+from pipeline.preferences.exchange.cautions import cautions
 from pipeline.preferences.exchange.export import FORMATS, Labels, Rows, split_rows
 from pipeline.preferences.exchange.files import content_of
-from pipeline.preferences.exchange.importing import READ_AS, Matcher, events_of, pair_format, said_in
+from pipeline.preferences.exchange.importing import Matcher, events_of
+from pipeline.preferences.exchange.reading import READ_AS, Said, pair_format, said_in, unread_columns
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import State
 from pipeline.preferences.people import check_name
@@ -63,9 +65,13 @@ def export(collection: Collection, options: ExportOptions) -> None:
         PipelineError: an option does not fit the format, or the file cannot be written.
     """
     _check(options)
+    if options.aggregate is not None and collection.live:
+        expected = "a batch of pairs: nobody else sees a person's dialogue"
+        raise PipelineError(Problem(f"--aggregate {options.aggregate} of live dialogues", expected))
     collection.note_head()
-    events = collection.ledger.said(options.until)
-    rows, without = _rows(collection, events, options)
+    events = said_until(collection.ledger, options.until)
+    labels = _labels(collection, events, options)
+    rows, without = _rows(labels, options.row_format)
     if options.share:
         train, held_out = split_rows(rows, options.share)
         assert options.out is not None
@@ -79,17 +85,23 @@ def export(collection: Collection, options: ExportOptions) -> None:
     noun = NOUNS.get(options.row_format, "row")
     number = events[-1].number if events else 0
     print_line(f"{counted(len(rows), noun)} as of event {number}{beside}{said}", stream=sys.stderr)
+    for caution in cautions(labels, [*train, *held_out], options.row_format):
+        print_line(caution, stream=sys.stderr)
 
 
-def _rows(collection: Collection, events: list[LedgerEvent], options: ExportOptions) -> Rows:
+def _labels(collection: Collection, events: list[LedgerEvent], options: ExportOptions) -> Labels:
     state = State().take(events)
     items = collection.batch_of(events).items
     decide = decision_by(options.aggregate or collection.aggregate, items, state)
     times = {event.number: event.at for event in events}
-    rows, without = FORMATS[options.row_format](Labels(items, state, times, decide, options.ties, options.pseudonyms))
-    has_edits = any(one.details and one.details.edit for own in state.answers.values() for one in own.values())
-    if options.row_format == "preference" and has_edits:
-        without["of an edited answer"] = edited_pairs([cast(LabelledPair, one.row) for one in rows], items)
+    return Labels(items, state, times, decide, options.ties, options.pseudonyms)
+
+
+def _rows(labels: Labels, row_format: str) -> Rows:
+    rows, without = FORMATS[row_format](labels)
+    has_edits = any(one.details and one.details.edit for own in labels.state.answers.values() for one in own.values())
+    if row_format == "preference" and has_edits:
+        without["of an edited answer"] = edited_pairs([cast(LabelledPair, one.row) for one in rows], labels.items)
     return rows, without
 
 
@@ -169,8 +181,10 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
         if name in known and known[name].role == "lead":
             raise PipelineError(Problem(f"{file}: {name} is a lead here", "annotators", "give them another name"))
     matcher = Matcher(collection.batch.items)
+    there = dict.fromkeys(known)
 
     def decide(state: State) -> list[NewEvent] | None:
+        there.update(dict.fromkeys(state.answers))
         made = events_of(said, matcher, state, file.name, person)
         counts.update(made.counts)
         return made.events or None
@@ -178,9 +192,24 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
     written = queue.record(decide)
     collection.note_head()
     beside = "".join(f"; {counted(count, *_plural(what))}" for what, count in sorted(counts.items()))
+    for caution in _cautions(said, there, unread_columns(rows, row_format)):
+        print_line(caution, stream=sys.stderr)
     people = len({event.body["annotator"] for event in written})
     of = f" of {counted(people, 'person', 'people')}" if written else ""
     print_line(f"{counted(len(written), 'label')}{of} imported{beside}")
+
+
+def _cautions(said: Iterable[Said], people: Iterable[str], unread: Sequence[str]) -> Iterator[str]:
+    """Yield what to look at in an import: columns that nobody reads, and names that are nearly those of others."""
+    if unread:
+        yield f"{listed(unread)}: {agreeing(len(unread), 'this column is', 'these columns are')} not read"
+    names = dict.fromkeys([*people, *(one.person.strip() for one in said if one.person.strip())])
+    alike: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        alike[" ".join(name.split()).casefold()].append(name)
+    for own in alike.values():
+        if len(own) > 1:
+            yield f"{listed(own)} are {len(own)} people, whose names differ in case or white space only"
 
 
 def _plural(what: str) -> tuple[str, str]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
 
-from pipeline.cli.collection import Collection, check_has_lead, link
+from pipeline.cli.collection import Collection, check_url, link
 from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.machine.garbage import gc_paused
+from pipeline.preferences.app import Live
 from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
@@ -21,7 +21,8 @@ from pipeline.preferences.labels import Person
 from pipeline.preferences.live.answering import Answering
 from pipeline.preferences.live.api import LiveApi
 from pipeline.preferences.live.conversations import Conversations, Rules
-from pipeline.preferences.people import NOUNS
+from pipeline.preferences.live.lead import LiveLeadApi
+from pipeline.preferences.people import NOUNS, check_name, plain_name
 from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
 
@@ -51,11 +52,14 @@ def open_app(
         queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
     gc.freeze()  # a search for cycles among all earlier labels would delay a reply by tenths of a second
     roles, invited = _invited(collection, queue, names, new_link)
-    if url and not urlsplit(url).hostname:
-        raise PipelineError(Problem(f"--url {url}", "the whole address, such as https://labels.example.org"))
+    if url:
+        check_url(url)
     listener = listen(host, port)
     live = _live(collection)
     shown_host = f"[{host}]" if ":" in host else host
+    if host in ("0.0.0.0", "::") and not url:
+        print_line("these links open on this machine only: --url http://ADDRESS:PORT makes some for others")
+        shown_host = "127.0.0.1" if host == "0.0.0.0" else "[::1]"
     address = (url or f"http://{shown_host}:{listener.getsockname()[1]}").rstrip("/")
     progress = queue.progress()
     pairs = counted(len(collection.batch.items), "pair")
@@ -75,8 +79,8 @@ def open_app(
     print_line(f"listening on {address}; Ctrl-C ends it, and no label is lost")
     sys.stdout.flush()
     try:
-        answers = live.answers() if live else None
-        serve(queue, collection.name, collection.guidelines, listener, Hosts.of(host, url), answers)
+        page = Live(live.answers(), LiveLeadApi(queue, collection.name)) if live else None
+        serve(queue, collection.name, collection.guidelines, listener, Hosts.of(host, url), page)
     finally:
         if live:
             live.answering.stop()
@@ -89,17 +93,16 @@ def _invited(
     """Return everybody's role, and who is given a link.
 
     Raises:
-        PipelineError: a link of nobody is to be replaced, nobody has a link, or a lead has no page.
+        PipelineError: a link of nobody is to be replaced, or nobody has a link.
     """
     known = queue.people()
     roles = _roles(names, known)
+    new_link = [name if name in known else plain_name(name) for name in new_link]
     if unknown := [name for name in new_link if name not in known and name not in roles]:
         expected = f"one of {', '.join(known)}" if known else "somebody who has a link"
         remedy = f"--annotators {unknown[0]} makes a first link"
         raise PipelineError(Problem(f"--new-link {unknown[0]}: nobody has this name", expected, remedy))
     roles = {name: person.role for name, person in known.items()} | roles
-    if "lead" in roles.values():
-        check_has_lead(collection)
     if not roles:
         raise PipelineError(Problem("nobody is to label", "a name or more", "--annotators ada,grace"))
     return roles, list(dict.fromkeys([*(name for name in roles if name not in known), *new_link]))
@@ -109,11 +112,12 @@ def _roles(names: Mapping[Role, str], known: Mapping[str, Person]) -> dict[str, 
     """Return the role of each name.
 
     Raises:
-        PipelineError: a name is given two roles, or another one than it has.
+        PipelineError: a name cannot be one, is given two roles, or another one than it has.
     """
     roles: dict[str, Role] = {}
     for role, given in names.items():
-        for name in filter(None, map(str.strip, given.split(","))):
+        for name in filter(None, map(plain_name, given.split(","))):
+            check_name(name)
             there = known[name].role if name in known else roles.get(name, role)
             if there != role:
                 statement = f"{name} is to be {NOUNS[role]}, and is {NOUNS[there]} already"
@@ -142,7 +146,8 @@ def _live(collection: Collection) -> LiveApi | None:
         live.models, live.settings, live.compute, print_line, trust_remote_code=live.trust_remote_code
     )
     names = [f"{model.ref} {model.fingerprint[:12]}" for model in live.models]
-    rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, collection.guidelines)
+    told = (collection.guidelines, collection.dimensions)
+    rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, *told)
     conversations = Conversations(collection.ledger, rules)
     answering = Answering(conversations, responder)
     answering.start()

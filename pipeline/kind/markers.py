@@ -45,6 +45,11 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class Added:
+    """Marks a field that was added after artifacts were made: at its default, the fingerprint is that of before."""
+
+
+@dataclass(frozen=True)
 class Code:
     """Marks a field that names a Python function, ``module:name`` or ``path/to/file.py:name``.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import Problem, agreeing, counted
 from pipeline.kind.markers import Shape
-from pipeline.plain_data import ShapedRow
+from pipeline.plain_data import JsonObject, ShapedRow
 
 Encoding = Literal["messages", "pairs", "scored_pairs", "labelled", "prompts", "texts"]
 """How rows are encoded: one word for each function of `pipeline/training/data/encoding.py`."""
@@ -97,7 +97,8 @@ class Workload:
         over: `rows` of a data source, for `train:` of `CommonTrain`; `responses` that it samples and trains on, for
             `train:` of `OnPolicyTrain`; `rollouts`, for `train:` of `PPOSettings`; or `answers` that it generates and
             scores without training, for a configuration with `models`, `max_new_tokens`, `limit`,
-            `responses_per_prompt` and `passes_per_response`.
+            `responses_per_prompt` and `passes_per_response`; or `candidates`, answers of a data source that the
+            reward models of `reward` score, without another model.
         sequences_per_row: sequences of a row in a forward pass: 2 for both sides of a pair.
         head: how the loss uses the output layer: `module` calls it, which makes the logits of all tokens; `weight`
             reads its weight and makes logits in tiles, as trl's losses do, which bypasses an adapter on it; `none` if
@@ -107,7 +108,7 @@ class Workload:
             disable: `none`, `always`, or `with_beta` if `train.beta` is above 0.
     """
 
-    over: Literal["rows", "responses", "rollouts", "answers"] = "rows"
+    over: Literal["rows", "responses", "rollouts", "answers", "candidates"] = "rows"
     sequences_per_row: int = 1
     head: Literal["module", "weight", "none"] = "module"
     dropout: bool = True
@@ -116,7 +117,7 @@ class Workload:
     @property
     def trains(self) -> bool:
         """Whether the model is trained."""
-        return self.over != "answers"
+        return self.over not in ("answers", "candidates")
 
     def has_reference(self, train: Any) -> bool:
         """Return whether a stage with the block ``train`` needs a frozen reference model."""
@@ -142,20 +143,24 @@ class RequestForecast(NamedTuple):
     """What a stage will ask of a server that may cost money.
 
     Attributes:
-        pairs: pairs to judge.
+        items: pairs to judge, or answers to sample.
         calls: different requests.
         cached: requests whose reply is in the store's cache.
         prompt_tokens: about how many tokens the other requests have.
         completion_tokens: most tokens of their replies; None if the replies have no bound.
         server: model and host.
+        noun: what an item is called.
+        verb: what becomes of an item.
     """
 
-    pairs: int
+    items: int
     calls: int
     cached: int
     prompt_tokens: int
     completion_tokens: int | None
     server: str
+    noun: str = "pair"
+    verb: str = "judge"
 
     @property
     def sent(self) -> int:
@@ -167,15 +172,21 @@ class RequestForecast(NamedTuple):
         """Tokens of requests and replies, as far as they are known."""
         return self.prompt_tokens + (self.completion_tokens or 0)
 
+    def data(self) -> JsonObject:
+        """Return it as plain data; the number of items has their name."""
+        numbers = {name: value for name, value in self._asdict().items() if name not in ("items", "noun", "verb")}
+        return {f"{self.noun}s": self.items, **numbers}
+
     def __str__(self) -> str:
         """Say it in one line."""
+        what = f"{counted(self.items, self.noun)} to {self.verb}"
         if not self.sent:
-            return f"{counted(self.pairs, 'pair')} to judge, and no calls to send to {self.server}: all are cached"
+            return f"{what}, and no calls to send to {self.server}: all are cached"
         cached = f" ({self.cached:,} more {agreeing(self.cached, 'is', 'are')} cached)" if self.cached else ""
         most = "of any length" if self.completion_tokens is None else f"of at most {self.completion_tokens:,}"
         tokens = f"about {counted(self.prompt_tokens, 'token')}, and replies {most}"
         calls = f"{counted(self.sent, 'call')} to {self.server}{cached}"
-        return f"{counted(self.pairs, 'pair')} to judge with {calls}: {tokens}"
+        return f"{what} with {calls}: {tokens}"
 
 
 class RowCounts(NamedTuple):
@@ -204,12 +215,14 @@ class RequestRows(NamedTuple):
 
     Attributes:
         rows: training rows, then held-out rows.
+        held_out: number of held-out rows.
         shape: their shape.
         seed: seed of the stage.
         store: folder of the store, whose cache may have replies.
     """
 
     rows: Sequence[ShapedRow]
+    held_out: int
     shape: Shape
     seed: int
     store: Path
@@ -220,12 +233,13 @@ class Requests(NamedTuple):
 
     Attributes:
         asks: returns whether a configuration asks a server.
-        forecast: returns the forecast for rows, and a problem if it is over a limit of the configuration.
+        forecast: returns the forecast of each server for rows, and a problem if it is over a limit of the
+            configuration.
         cap: returns the limit in words, for rows that are not there yet.
     """
 
     asks: Callable[[Any], bool]
-    forecast: Callable[[Any, RequestRows], tuple[RequestForecast, Problem | None]]
+    forecast: Callable[[Any, RequestRows], Sequence[tuple[RequestForecast, Problem | None]]]
     cap: Callable[[Any], str]
 
 

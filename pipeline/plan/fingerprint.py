@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter
 from pipeline.plain_data import JsonObject
 from pipeline.plan.model import Payload
 from pipeline.recipe import DataSource, StageSpec, find_code
-from pipeline.stage import Code, Data, Input, Runtime, kind_of
+from pipeline.stage import Added, Code, Data, Input, Runtime, kind_of
 from pipeline.trainer_fields import TrainFields
 
 _ORIGIN = frozenset({"path", "hub", "revision", "subset", "hub_split", "artifact", "file"})
@@ -72,13 +72,19 @@ def digest_of(data: object) -> str:
 
 
 def config_data(config: BaseModel) -> JsonObject:
-    """Return the fields of a configuration that can change a result, defaults and nested models included."""
+    """Return the fields of a configuration that can change a result, defaults and nested models included.
+
+    A field marked `Added` is left out at its default.
+    """
     if isinstance(config, TrainFields):
         return config.fingerprint_data()
     data = {}
     for name, info in type(config).model_fields.items():
-        if not any(isinstance(item, Input | Data | Code | Runtime) for item in info.metadata):
-            data[name] = _plain(getattr(config, name))
+        is_excluded = any(isinstance(item, Input | Data | Code | Runtime) for item in info.metadata)
+        is_added = any(isinstance(item, Added) for item in info.metadata)
+        value = getattr(config, name)
+        if not is_excluded and not (is_added and value == info.get_default(call_default_factory=True)):
+            data[name] = _plain(value)
     return data
 
 

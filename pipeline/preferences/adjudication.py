@@ -5,6 +5,7 @@ The lead is as blind as everybody: ids and sides are the lead's own, and nothing
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, cast
 
 from pipeline.errors import PipelineError, Problem
@@ -15,6 +16,7 @@ from pipeline.preferences.label_queue import LONGEST_REASON, LabelQueue
 from pipeline.preferences.labels import VERDICTS, State
 from pipeline.preferences.probes import is_swapped
 from pipeline.preferences.shown import ShownPair, shown_pair
+from pipeline.preferences.stored_items import by_id
 
 Side = Literal["left", "right", "tie", "both good", "both bad"]
 
@@ -24,11 +26,12 @@ class Adjudication:
 
     Args:
         queue: queue of the batch.
+        items: items by id, of live dialogues, which become more as people talk; None for those of the batch.
     """
 
-    def __init__(self, queue: LabelQueue) -> None:
+    def __init__(self, queue: LabelQueue, items: Mapping[str, Item] | None = None) -> None:
         self.queue = queue
-        self._places = {item: place for place, item in enumerate(queue.batch.ids)}
+        self._items = items if items is not None else by_id(queue.batch.items)
         self._shown: dict[str, dict[str, str]] = {}
 
     def item(self, lead: str, shown: str) -> Item:
@@ -37,19 +40,16 @@ class Adjudication:
         Raises:
             PipelineError: there is none.
         """
-        if lead not in self._shown:  # the secret of a batch lasts, and so do the ids
-            self._shown[lead] = {blinded_id(self.queue.salt, lead, item): item for item in self._places}
+        if len(self._shown.get(lead, ())) < len(self._items):  # the secret of a batch lasts, and so do the ids
+            self._shown[lead] = {blinded_id(self.queue.salt, lead, item): item for item in list(self._items)}
         item = self._shown[lead].get(shown)
         if item is None:
             raise PipelineError(Problem("this pair is not in the batch", remedy="reload the page"))
-        return self._item(item)
-
-    def _item(self, item: str) -> Item:
-        return self.queue.batch.items[self._places[item]]
+        return self._items[item]
 
     def shown(self, lead: str, item: str) -> ShownPair:
         """Return an item as a lead's browser receives it."""
-        return shown_pair(self._item(item), lead, self.queue.salt)
+        return shown_pair(self._items[item], lead, self.queue.salt)
 
     def side(self, lead: str, item: str, verdict: Verdict | None) -> Side | None:
         """Return a verdict on an item as a side of a lead's screen."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.plain_data import JsonObject
 from pipeline.preferences.edits import chosen_edit, edited, edited_items
 from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item, text_of
@@ -28,12 +29,14 @@ class LabelledPair(TypedDict):
         chosen: turns of the preferred response.
         rejected: turns of the other response.
         margin: mean strength of the preference times the lead of those who share it; 0 for a tie.
+        tools: tools that the assistant may call, where there are any.
     """
 
     prompt: list[Turn]
     chosen: list[Turn]
     rejected: list[Turn]
     margin: float
+    tools: NotRequired[list[JsonObject]]
 
 
 class LabelTable(NamedTuple):
@@ -184,6 +187,8 @@ def exported(
                 "margin": abs(margin),
             }
         )
+        if item.tools:
+            rows[-1]["tools"] = list(item.tools)
     return rows, without
 
 

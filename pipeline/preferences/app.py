@@ -7,7 +7,7 @@ no server log contains it. The page loads nothing from other servers, and no err
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 from starlette.applications import Starlette
@@ -71,6 +71,18 @@ class Flag(Leave):
     flag: FlagKind | None = None
 
 
+class Live(NamedTuple):
+    """What a batch of live dialogues has in place of pairs.
+
+    Attributes:
+        answers: answers to the requests of its page.
+        lead: the API of its lead's page.
+    """
+
+    answers: Answers
+    lead: LeadApi
+
+
 class Undo(Given):
     """The last answer is taken back."""
 
@@ -127,11 +139,12 @@ class LabelApi:
 
     def _following(self, name: str, *, has_read: bool = True, **more: Any) -> JsonObject:
         items = self.queue.next(name, AHEAD, has_read=has_read)
-        return {**more, "items": items, "progress": self.queue.progress(name, has_read=True)}
+        later = not items and self.queue.comes_back(name)
+        return {**more, "items": items, "progress": self.queue.progress(name, has_read=True), "later": later}
 
 
 def make_app(
-    queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts | None = None, live: Answers | None = None
+    queue: LabelQueue, title: str, guidelines: str = "", hosts: Hosts | None = None, live: Live | None = None
 ) -> Starlette:
     """Build the web app.
 
@@ -140,8 +153,7 @@ def make_app(
         title: title of the page, the stage's name.
         guidelines: Markdown shown on the page.
         hosts: names under which the app is reached; this machine's own without them.
-        live: answers of a batch of live dialogues, whose page takes the place of that of pairs, and which has no page
-            of the lead.
+        live: what a batch of live dialogues has in place of pairs.
     """
     gate = Gate(queue)
     checks = RateLimit(per_second=5, burst=20)
@@ -163,8 +175,10 @@ def make_app(
     routes = [
         Route("/healthz", healthz),
         *(Route(file.path, page(file)) for file in page_files("index.html" if live is None else "chat.html")),
-        *LabelApi(queue, title, guidelines, live).routes(gate),
-        *(LeadApi(queue, title).routes(gate) if live is None else ()),
+        *LabelApi(queue, title, guidelines, live and live.answers).routes(gate),
+        *(LeadApi(queue, title) if live is None else live.lead).routes(gate),
     ]
     guard = Middleware(HostGuard, hosts=hosts or Hosts())
-    return Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused, Exception: broken})
+    app = Starlette(routes=routes, middleware=[guard], exception_handlers={HTTPException: refused, Exception: broken})
+    app.router.redirect_slashes = False  # a redirection has none of our headers, and names http behind a proxy
+    return app

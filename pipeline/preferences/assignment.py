@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.preferences.items import Item
-from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.labels import Batch, State, is_held
 from pipeline.preferences.probe_choice import ProbeChoice
 from pipeline.preferences.probes import is_probe
 
@@ -68,8 +68,10 @@ class Assignment:
             self._done -= self._labels[place]
             self._full -= self._needed[place]
             labels = [one for one in given.get(item, {}).values() if one.kind == "label"]
-            self._labels[place] = min(len(labels), self._wanted[place])
             is_out = item in dropped or item in adjudicated or self.state.is_flagged(item)
+            self._labels[place] = min(len(labels), self._wanted[place])
+            if is_out and self.batch.is_live:
+                self._labels[place] = 0  # of live dialogues: another choice takes its place
             self._needed[place] = self._labels[place] if is_out else self._wanted[place]
             self._done += self._labels[place]
             self._full += self._needed[place]
@@ -109,7 +111,7 @@ class Assignment:
         undone = self.state.undone.get(annotator)
         leased = self.state.leased_to.get(annotator, {})
         reserved = [undone] if undone else []
-        reserved += [item for item, until in leased.items() if until > now and item != undone]
+        reserved += [item for item, until in leased.items() if is_held(until, now) and item != undone]
         reserved = [item for item in reserved if self.is_open(item) and item != answered][:count]
         chosen = list(reserved)
         own = self.state.answers.get(annotator, {})
@@ -144,14 +146,24 @@ class Assignment:
             return True
         place = self._position[item]
         leases = self.state.leases.get(item, {})
-        others = sum(until > now and who != annotator for who, until in leases.items())
+        others = sum(is_held(until, now) and who != annotator for who, until in leases.items())
         return self._labels[place] + others < self._needed[place]
+
+    def comes_back(self, annotator: str, now: float) -> bool:
+        """Return whether others hold an open item that this annotator has not answered."""
+        own = self.state.answers.get(annotator, {})
+        return any(
+            is_held(until, now) and item not in own and item in self._position and self.is_open(item)
+            for who, leased in self.state.leased_to.items()
+            if who != annotator
+            for item, until in leased.items()
+        )
 
     def stuck(self) -> list[Stuck]:
         """Return the open items that the active annotators cannot complete, in the order of the batch."""
         active = set(self.state.active())
         stuck: list[Stuck] = []
-        if self.batch.total:  # any further dialogue gives the labels that are missing
+        if self.batch.is_live:  # any further dialogue gives the labels that are missing
             return stuck
         for place, item in enumerate(self.batch.ids):
             missing = self._needed[place] - self._labels[place]

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.plain_data import Row
-from pipeline.preferences.pair_choice import (
+from pipeline.plain_data import JsonObject, Row
+from pipeline.records.pair_choice import (
     BY_SCORE,
     ChosenPair,
     PairChoice,
     PairRule,
     choose_group,
     choose_pairs,
+    unusable,
 )
 from pipeline.records.shapes.turns import Turn
 from pipeline.stage import Rows
@@ -37,12 +38,14 @@ class Pair(TypedDict):
         chosen: the answer that stands first.
         rejected: the other answer.
         propensity: probability with which these two were chosen among the prompt's answers.
+        tools: tools that the assistant may call, where there are any.
     """
 
     prompt: list[Turn]
     chosen: list[Turn]
     rejected: list[Turn]
     propensity: float
+    tools: NotRequired[list[JsonObject]]
 
 
 class Ranked(TypedDict):
@@ -69,7 +72,7 @@ class Ranking(TypedDict):
 
 def is_usable(candidate: Row) -> bool:
     """Return whether an answer may be compared: it is not empty, and does not say which model it comes from."""
-    return bool(candidate["text"].strip()) and not candidate.get("names_model")
+    return unusable(candidate) is None
 
 
 def chosen_pairs(row: Row, rule: PairRule, seed: int, place: int) -> list[ChosenPair]:
@@ -113,7 +116,10 @@ def _usable(row: Row) -> list[int]:
 def pair_row(row: Row, pair: ChosenPair) -> Pair:
     """Return the row of a chosen pair."""
     first, second = (_turn(row["candidates"][place]["text"]) for place in (pair.first, pair.second))
-    return {"prompt": row["prompt"], "chosen": [first], "rejected": [second], "propensity": pair.propensity}
+    sides: Pair = {"prompt": row["prompt"], "chosen": [first], "rejected": [second], "propensity": pair.propensity}
+    if row.get("tools"):
+        sides["tools"] = row["tools"]
+    return sides
 
 
 def pairs_to_label(rows: Rows, config: PairChoice, seed: int) -> tuple[list[Row], int]:

@@ -74,7 +74,8 @@ def details_body(choice: Choice, item: Item, said: EventBody) -> EventBody:
         said: verdict of the label, and whether the sides were exchanged.
 
     Raises:
-        PipelineError: no response is preferred but one is edited, or the edit is one of the two responses.
+        PipelineError: no response is preferred but one is edited, the edited one calls tools, or the edit is one of the
+            two responses.
     """
     body = EventBody()
     if choice.comment.strip():
@@ -87,6 +88,9 @@ def details_body(choice: Choice, item: Item, said: EventBody) -> EventBody:
             raise PipelineError(Problem(statement, "the edited answer as the better one"))
         if not edit.strip() or any(_plain(edit) == _plain(str(turns[-1]["content"])) for turns in item.responses):
             raise PipelineError(Problem("the edited answer is empty or one of the two", "a text of its own"))
+        preferred = item.responses[0 if said["verdict"] == "first" else 1]
+        if preferred[-1].get("tool_calls"):
+            raise PipelineError(Problem("the edited answer calls tools", "an answer of text", "choose without an edit"))
         body["edit"] = edit
     return body
 

@@ -100,7 +100,8 @@ class EventBody(TypedDict, total=False):
             that the person asked for, 0.
         texts: `answers`: the two answers.
         models: `answers`: refs of the models that gave them, with the beginning of their fingerprints.
-        goes_on: `answers` that nobody compares, and `label` in a dialogue: with which answer the dialogue goes on.
+        goes_on: `answers` that nobody compares, and `label`, `skip` and `flag` in a dialogue: with which answer the
+            dialogue goes on.
     """
 
     salt: str

@@ -195,7 +195,7 @@ class Gate:
                 given = _parsed(given_type, await _body(request))
                 return JSONResponse(await run_in_threadpool(answer, name, given), headers=HEADERS)
             except (LedgerUnavailable, CannotWrite) as error:
-                LOG.error("the ledger cannot be used", exc_info=error)
+                LOG.error("%s", error)
                 return refusal("the labels cannot be saved just now; your browser tries again", 503)
             except PipelineError as error:
                 return refusal("; ".join(str(problem) for problem in error.problems), 409)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.plain_data import Row
+from pipeline.plain_data import JsonObject, Row
 from pipeline.records.shapes.turns import Turn
 
 Turns = tuple[Turn, ...]
@@ -26,12 +26,14 @@ class Item:
         prompt: the conversation before the responses.
         responses: both responses, in the order of the data.
         propensity: probability with which these two were chosen among the prompt's answers; None if it is not known.
+        tools: tools that the assistant may call.
     """
 
     id: str
     prompt: Turns
     responses: tuple[Turns, Turns]
     propensity: float | None = None
+    tools: tuple[JsonObject, ...] = ()
 
 
 def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
@@ -49,7 +51,8 @@ def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
         if item_id in items or _plain(first) == _plain(second):
             left_out += 1
             continue
-        items[item_id] = Item(item_id, prompt, (first, second), _propensity(row.get("propensity")))
+        propensity, tools = _propensity(row.get("propensity")), tuple(row.get("tools") or ())
+        items[item_id] = Item(item_id, prompt, (first, second), propensity, tools)
     return list(items.values()), left_out
 
 
@@ -70,8 +73,16 @@ def text_of(turns: Sequence[Turn]) -> str:
     return "\n\n".join(str(turn["content"]) for turn in turns)
 
 
+def content_of(turn: Turn) -> str:
+    """Return what people read of a turn: its content, and the tools that it calls as JSON in a code block."""
+    content, calls = str(turn["content"]), turn.get("tool_calls")
+    if not calls:
+        return content
+    return f"{content}\n\n```json\n{json.dumps(calls, ensure_ascii=False, indent=1)}\n```".lstrip()
+
+
 def _plain(turns: Sequence[Turn]) -> str:
-    return " ".join(text_of(turns).split())
+    return " ".join(" ".join(map(content_of, turns)).split())
 
 
 def _share(text: str) -> float:

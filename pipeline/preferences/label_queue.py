@@ -20,11 +20,22 @@ from pipeline.preferences.blinding import blinded_id, new_salt
 from pipeline.preferences.details import Choice, details_body
 from pipeline.preferences.dimensions import Dimension, check_ratings
 from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Role, Verdict
+from pipeline.preferences.guidelines import guidelines_version
 from pipeline.preferences.items import Item
-from pipeline.preferences.labels import AHEAD, LEASE_S, VERDICTS, Batch, Person, State
+from pipeline.preferences.labels import (
+    AHEAD,
+    LEASE_S,
+    VERDICTS,
+    Batch,
+    Person,
+    State,
+    is_held,
+    says_the_same,
+    why_not_open,
+)
 from pipeline.preferences.ledger import Ledger
-from pipeline.preferences.people import NOUNS, Caller, check_name
-from pipeline.preferences.probes import is_swapped, repeated
+from pipeline.preferences.people import NOUNS, Caller, check_name, plain_name
+from pipeline.preferences.probes import is_swapped
 from pipeline.preferences.shown import Progress, ShownPair, shown_pair
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
@@ -45,8 +56,7 @@ class LabelQueue:
         guidelines: text that annotators are shown by this app; each label given in it records its version. None for a
             queue that shows nothing.
         dimensions: what annotators may judge besides.
-        hands_out: whether pairs are handed out; a queue that hands out none does not read the leases of the others,
-            which are every other event.
+        hands_out: whether pairs are handed out; else leases, which are every other event, are not read.
     """
 
     def __init__(
@@ -74,14 +84,11 @@ class LabelQueue:
             self._read()
 
     def _read(self) -> None:
-        self._take(self.ledger.events(self._state.number))
-
-    def _take(self, events: list[LedgerEvent]) -> State:
-        return self._state.take(events)
+        self._state.take(self.ledger.events(self._state.number))
 
     @property
     def _assignment(self) -> Assignment:
-        """What the items need as of the last event; made when it is asked for, which an import never does."""
+        """What the items need as of the last event; made when it is asked for, as an import never does."""
         if self._assigned is None:
             self._assigned = Assignment(self.batch, self._state)
         self._assigned.update()
@@ -129,10 +136,12 @@ class LabelQueue:
             PipelineError: no name, a name of the other role, or of somebody who has a token that is not to be replaced.
         """
         token = secrets.token_urlsafe(16)
+        name = name if name in self.people() else plain_name(name)  # as an older version took it
 
         def decide(state: State) -> NewEvent:
-            check_name(name)
             known = state.people.get(name)
+            if known is None:
+                check_name(name)
             if known is not None and known.role != role:
                 statement = f"{name} is {NOUNS[known.role]} already"
                 raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}", "each name has one role"))
@@ -154,8 +163,8 @@ class LabelQueue:
         def decide(state: State) -> NewEvent | None:
             person = state.people.get(name)
             if person is None:
-                known = ", ".join(state.people) or "nobody yet"
-                raise PipelineError(Problem(f"nobody here is called {name!r}", f"one of {known}"))
+                known = f"one of {', '.join(state.people)}" if state.people else "a name that has a link; nobody has"
+                raise PipelineError(Problem(f"nobody here is called {name!r}", known))
             if person.access == "revoked" and access != "revoked":
                 statement = f"the link of {name} was revoked"
                 raise PipelineError(
@@ -165,13 +174,10 @@ class LabelQueue:
 
         self.record(decide)
 
-    def drop(self, item: str, reason: str, by: str = "") -> None:
-        """Take an item out of the batch, as `drop_all` does."""
-        self.drop_all([item], reason, by)
-
-    def drop_all(self, items: Iterable[str], reason: str, by: str = "") -> None:
-        """Take items out of the batch: they need no labels, and make no row; ``by`` names the lead who does."""
-        bodies = [_by(by, {"item": item, "reason": reason[:LONGEST_REASON]}) for item in dict.fromkeys(items)]
+    def drop(self, items: str | Iterable[str], reason: str, by: str = "") -> None:
+        """Take an item or several out of the batch, which make no row; ``by`` names the lead who does."""
+        named = [items] if isinstance(items, str) else dict.fromkeys(items)
+        bodies = [_by(by, {"item": item, "reason": reason[:LONGEST_REASON]}) for item in named]
         self.record(lambda state: [("drop", body) for body in bodies if body["item"] not in state.dropped] or None)
 
     def close(self, closed: bool = True, by: str = "") -> None:
@@ -219,11 +225,17 @@ class LabelQueue:
         self.record(decide)
         return [shown_pair(item, annotator, salts[0]) for item in given]
 
+    def comes_back(self, annotator: str) -> bool:
+        """Return whether others have pairs that this annotator is given when their leases end."""
+        with self._turn:
+            return self._assignment.comes_back(annotator, time.time())
+
     def _lease(self, state: State, annotator: str, items: list[Item]) -> NewEvent | None:
         """Return the event that reserves items; None when all are reserved for half of `LEASE_S` and more."""
         now = time.time()
         leased = state.leased_to.get(annotator, {})
-        late = [item.id for item in items if leased.get(item.id, 0) < now + LEASE_S / 2]
+        held = [one for one, until in leased.items() if is_held(until, now) and until >= now + LEASE_S / 2]
+        late = [item.id for item in items if item.id not in held]
         return ("lease", {"annotator": annotator, "items": late, "until": now + LEASE_S}) if late else None
 
     def label(self, annotator: str, item: str, side: str, strength: int, seconds: float, request: str = "") -> None:
@@ -299,7 +311,9 @@ class LabelQueue:
         undone: list[str] = []
 
         def decide(state: State) -> NewEvent | None:
-            if request and state.requests.get(annotator) == request:  # sent again, because the reply was lost
+            if state.is_closed:
+                raise PipelineError(Problem("the batch was closed: its labels stay as they are"))
+            if request and ("", request) in state.requests.get(annotator, ()):  # sent again, because the reply was lost
                 shown = state.undone.get(annotator)
                 undone[:] = [blinded_id(state.salt, annotator, shown)] if shown else []
                 return None
@@ -347,15 +361,19 @@ class LabelQueue:
                 raise PipelineError(Problem("this pair was not handed to you", expected, "reload the page"))
             before = state.answers.get(annotator, {}).get(item)
             if before is not None:
-                if request and before.request == request:
+                if request and before.request == request and says_the_same(before, kind, body(state, item)):
                     return None  # sent again, because the reply was lost
-                raise PipelineError(Problem("this pair was answered", "one answer of a person", "undo it to change it"))
+                statement = "this pair was answered already, perhaps in another tab"
+                raise PipelineError(Problem(statement, remedy="undo takes that answer back"))
+            if request and (item, request) in state.requests.get(annotator, ()):
+                return None  # an answer that was taken back, sent again on its way before that
             if not self._assignment.is_open(item):
-                raise PipelineError(Problem(_why_not_open(state, item), remedy="reload the page for the next pair"))
-            until = state.leased_to.get(annotator, {}).get(item)
-            if until is None or (until < time.time() and not self._assignment.is_free(item, annotator, time.time())):
-                statement = "this pair was reserved for you for ten minutes and has gone to somebody else"
-                raise PipelineError(Problem(statement, remedy="reload the page for the next pair"))
+                raise PipelineError(Problem(why_not_open(state, item)))
+            now, until = time.time(), state.leased_to.get(annotator, {}).get(item)
+            if until is None or not (is_held(until, now) or self._assignment.is_free(item, annotator, now)):
+                raise PipelineError(
+                    Problem("this pair was reserved for you for ten minutes and has gone to somebody else")
+                )
             sent = {"request": request} if request else {}
             answer = cast(EventBody, {**body(state, item), **sent, "annotator": annotator, "item": item})
             following = self._assignment.next(annotator, time.time(), AHEAD, answered=item)
@@ -367,30 +385,14 @@ class LabelQueue:
     def record(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> list[LedgerEvent]:
         """Append what ``decide`` returns, given the state, and return it as written; None appends nothing."""
         with self._turn:
-            written = self.ledger.append(lambda events: decide(self._take(events)), self._state.last_event)
-            self._take(written)
+            written = self.ledger.append(lambda events: decide(self._state.take(events)), self._state.last_event)
+            self._state.take(written)
             return written
-
-
-def guidelines_version(guidelines: str) -> str:
-    """Return the version of guidelines: the first 12 hex digits of their SHA-256; empty without guidelines."""
-    return hashlib.sha256(guidelines.encode()).hexdigest()[:12] if guidelines else ""
 
 
 def _by(lead: str, body: EventBody) -> EventBody:
     """Return the body of an event with the lead who caused it, if one did."""
     return {**body, "by": lead} if lead else body
-
-
-def _why_not_open(state: State, item: str) -> str:
-    item = repeated(item)  # a pair that is shown again is told of as the pair itself
-    if state.is_closed:
-        return "the batch was closed: no more labels are needed"
-    if item in state.dropped:
-        return "this pair was taken out of the batch"
-    if item in state.adjudicated:
-        return "the lead has decided this pair"
-    return "somebody flagged this pair" if state.is_flagged(item) else "this pair has all its labels"
 
 
 def _hashed(token: str) -> str:

@@ -27,6 +27,14 @@ LEASE_S = 600.0
 """Seconds for which a pair is reserved for the annotator it was shown to."""
 
 
+def is_held(until: float, now: float) -> bool:
+    """Return whether a lease that ends at ``until`` holds at ``now``.
+
+    A lease that lasts longer than one can was written while the clock was ahead; it would keep the item from all.
+    """
+    return now < until <= now + 2 * LEASE_S
+
+
 class Answer(NamedTuple):
     """The answer of one annotator to one item.
 
@@ -105,7 +113,7 @@ class State:
         adjudicated: verdicts of leads, by item.
         is_closed: whether the batch ends with the labels it has.
         undone: item whose answer an annotator took back last, by annotator; it is shown again first.
-        requests: id of the last undo of an annotator, by annotator.
+        requests: ids of an annotator's undos, and items and ids of the answers they took back, by annotator.
         flags: number of flags that were not taken back, by item; those of a repeat are its pair's.
         touched: items that events concerned since the last call of `take_touched`.
     """
@@ -124,7 +132,7 @@ class State:
     adjudicated: dict[str, FinalVerdict] = field(default_factory=dict)
     is_closed: bool = False
     undone: dict[str, str] = field(default_factory=dict)
-    requests: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
     flags: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     touched: set[str] = field(default_factory=set)
 
@@ -231,10 +239,11 @@ class State:
 
     def _undo(self, body: EventBody) -> None:
         item, annotator = body["item"], body["annotator"]
+        answer = self.answers[annotator].get(item)
         self._take_back(item, annotator)
+        self.requests[annotator] |= {("", body.get("request", "")), (item, answer.request if answer else "")}
         self._lease(item, annotator, body["until"])
         self.undone[annotator] = item
-        self.requests[annotator] = body.get("request", "")
 
     def take_touched(self) -> set[str]:
         """Return the items that events concerned since the last call."""
@@ -270,6 +279,24 @@ class State:
         return [name for name, person in people if person.access == "active" and person.role == "annotator"]
 
 
+def says_the_same(answer: Answer, kind: str, body: EventBody) -> bool:
+    """Return whether an answer is what a body says, whatever time it took."""
+    told = (body.get("verdict"), body.get("strength", 1), body.get("reason", ""), details_of(body))
+    return (answer.kind, answer.verdict, answer.strength, answer.reason, answer.details) == (kind, *told)
+
+
+def why_not_open(state: State, item: str) -> str:
+    """Return why an item takes no more answers."""
+    item = repeated(item)  # a pair that is shown again is told of as the pair itself
+    if state.is_closed:
+        return "the batch was closed: no more labels are needed"
+    if item in state.dropped:
+        return "this pair was taken out of the batch"
+    if item in state.adjudicated:
+        return "the lead has decided this pair"
+    return "somebody flagged this pair" if state.is_flagged(item) else "this pair has all its labels"
+
+
 @dataclass(frozen=True)
 class Batch:
     """Items, and the number of labels each needs.
@@ -293,6 +320,11 @@ class Batch:
     def ids(self) -> Sequence[str]:
         """Ids of the items, in their order."""
         return ids_of(self.items)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the items are answers of live dialogues, each of which one person alone sees."""
+        return self.total > 0
 
     def wanted(self, item: str) -> int:
         """Return the number of labels an item needs."""

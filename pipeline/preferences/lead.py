@@ -6,8 +6,7 @@ so that no lead can shut the others out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from starlette.routing import Route
@@ -17,10 +16,10 @@ from pipeline.plain_data import JsonObject
 from pipeline.preferences.adjudication import Adjudication, Side
 from pipeline.preferences.details import Details
 from pipeline.preferences.events import Access
-from pipeline.preferences.gate import Gate, Given, Nothing
+from pipeline.preferences.gate import Answers, Gate, Given, Nothing
 from pipeline.preferences.label_queue import LONGEST_REASON, STRONGEST, LabelQueue
 from pipeline.preferences.lead_figures import LeadFigures, Listing, OpenItem
-from pipeline.preferences.people import LONGEST_NAME
+from pipeline.preferences.people import LONGEST_NAME, plain_name
 
 ITEMS_AT_ONCE = 10
 """Most items of a list in one reply."""
@@ -75,18 +74,24 @@ class LeadApi:
     Args:
         queue: queue of the labels.
         title: title of the page, the stage's name.
+        figures: the figures of live dialogues; None for those of a batch of pairs.
     """
 
-    def __init__(self, queue: LabelQueue, title: str) -> None:
+    def __init__(self, queue: LabelQueue, title: str, figures: LeadFigures | None = None) -> None:
         self.queue, self.title = queue, title
-        self.adjudication = Adjudication(queue)
-        self.figures = LeadFigures(queue.batch, queue.ledger)
+        self.figures = figures or LeadFigures(queue.batch, queue.ledger)
+        self.adjudication = Adjudication(queue, self.figures.items)
         if any(person.role == "lead" for person in queue.people().values()):
             self.figures.start()  # the first to open the page need not wait for it
 
     def routes(self, gate: Gate) -> list[Route]:
         """Return the routes of the API; the gate lets leads in."""
-        answers: dict[str, tuple[type[Given], Callable[[str, Any], JsonObject]]] = {
+        answers = self.answers()
+        return [Route(f"/api/lead/{name}", gate.serve(*answer), methods=["POST"]) for name, answer in answers.items()]
+
+    def answers(self) -> Answers:
+        """Return what answers each request of the page."""
+        return {
             "hello": (Nothing, self.hello),
             "overview": (Nothing, self.overview),
             "items": (List, self.items),
@@ -96,7 +101,6 @@ class LeadApi:
             "access": (SetAccess, self.set_access),
             "close": (Close, self.close),
         }
-        return [Route(f"/api/lead/{name}", gate.serve(*answer), methods=["POST"]) for name, answer in answers.items()]
 
     def hello(self, name: str, given: Nothing) -> JsonObject:
         """Return who the lead is."""
@@ -144,7 +148,7 @@ class LeadApi:
 
     def invite(self, name: str, given: Invite) -> JsonObject:
         """Give an annotator a link, and return its token: the only time that it is told."""
-        invited = given.name.strip()
+        invited = plain_name(given.name)
         return {"name": invited, "token": self.queue.invite(invited, replaces=given.replaces, by=name)}
 
     def set_access(self, name: str, given: SetAccess) -> JsonObject:

@@ -30,7 +30,7 @@ from pipeline.preferences.labels import LEASE_S, Answer, Batch, FinalVerdict, St
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probe_results import ProbeResults, probe_results
 from pipeline.preferences.probes import REPEAT, is_probe
-from pipeline.preferences.stored_items import chars_of
+from pipeline.preferences.stored_items import by_id, chars_of
 
 Listing = Literal["disagreements", "flagged", "skipped", "stuck", "open", "adjudicated"]
 LISTINGS: tuple[Listing, ...] = get_args(Listing)
@@ -95,6 +95,9 @@ class LeadFigures:
     Args:
         batch: items, and the number of labels each needs.
         ledger: the events.
+
+    Attributes:
+        items: items by id.
     """
 
     def __init__(self, batch: Batch, ledger: Ledger) -> None:
@@ -103,6 +106,7 @@ class LeadFigures:
         self._assignment = Assignment(batch, self._state)
         self._at: dict[int, float] = {}
         self._chars = dict(zip(batch.ids, chars_of(batch.items), strict=True))
+        self.items = by_id(batch.items)
         self._turn = threading.Lock()
         self._number = 0
         self._listings: dict[Listing, list[str]] = {}
@@ -178,6 +182,10 @@ class LeadFigures:
         given = (event for event in events if event.kind == "label" and "source" not in event.body)
         self._at |= {event.number: event.at for event in given}
         self._listings.clear()
+        self._follow(events)
+
+    def _follow(self, events: Sequence[LedgerEvent]) -> None:
+        """Take over what else a kind of batch has to know of the events."""
 
     def _times(self) -> dict[str, list[float]]:
         """Return the times at which each person gave their labels, in order; those of probes too: they take time."""
@@ -189,7 +197,6 @@ class LeadFigures:
 
     def _figures(self, times: Mapping[str, Sequence[float]]) -> JsonObject:
         state = self._state
-        done, wanted = self._assignment.progress()
         probes = probe_results(self.batch.probes, state)
         people = [
             {**self._person(name, times.get(name, ())), **_probes(probes.get(name))}
@@ -197,16 +204,23 @@ class LeadFigures:
             if name not in state.people or state.people[name].role == "annotator"
         ]
         return {
-            "progress": {"done": done, "wanted": wanted, "closed": state.is_closed, "pairs": len(self.batch.items)},
+            "progress": {**self._progress(), "closed": state.is_closed},
             "people": people,
             "leads": [
                 {"name": name, "access": person.access}
                 for name, person in sorted(state.people.items())
                 if person.role == "lead"
             ],
-            "lists": {**{name: len(self._listed(name)) for name in LISTINGS}, "dropped": len(state.dropped)},
+            "lists": {**self._list_sizes(), "dropped": len(state.dropped)},
             "event": self._number,
         }
+
+    def _progress(self) -> dict[str, int]:
+        done, wanted = self._assignment.progress()
+        return {"done": done, "wanted": wanted, "pairs": len(self.batch.items)}
+
+    def _list_sizes(self) -> dict[str, int]:
+        return {name: len(self._listed(name)) for name in LISTINGS}
 
     def _person(self, name: str, times: Sequence[float]) -> JsonObject:
         answers = self._state.answers.get(name, {})
@@ -233,7 +247,10 @@ class LeadFigures:
 
     def _reading_s(self, item: str) -> float:
         """Return the seconds in which nobody reads both responses of an item."""
-        return self._chars.get(item, 0) / FASTEST_CHARS_S
+        if item not in self._chars:
+            known = self.items.get(item)
+            self._chars[item] = chars_of([known])[0] if known else 0
+        return self._chars[item] / FASTEST_CHARS_S
 
     def _listed(self, name: Listing) -> list[str]:
         """Return the ids of a list, in the order in which a lead wants them."""
@@ -246,7 +263,7 @@ class LeadFigures:
         lists: dict[Listing, list[str]] = {name: [] for name in LISTINGS}
         lists["stuck"] = [one.item for one in self._assignment.stuck()]
         split = []
-        for item in self.batch.ids:
+        for item in self.items:
             given = state.given.get(item)
             if item in state.dropped:
                 continue

@@ -35,6 +35,8 @@ GENESIS = "0" * 64
 _LOCK = 0x7275_6C61
 """Key of the PostgreSQL advisory lock that serializes appends, also those of other servers."""
 
+_REPLACED = "put back the database that was opened, or start the app again"
+
 _METADATA = sa.MetaData()
 _EVENTS = sa.Table(
     "trueup_events",
@@ -107,11 +109,15 @@ class Ledger:
             The events as they were written.
 
         Raises:
-            PipelineError: the database cannot be written.
+            PipelineError: the database cannot be written, or no longer has the event ``after``.
         """
         with _database_errors(self.url), self._engine.begin() as connection:
             _take_turns(connection)
-            known = self._read(connection, after.number if after else 0)
+            known = self._read(connection, after.number - 1 if after else 0)
+            if after:
+                if not known or known[0].hash != after.hash:
+                    raise OSError(f"event {after.number} is not in it any more; {_REPLACED}")
+                del known[0]
             decided = decide(known)
             if decided is None:
                 return []
@@ -232,6 +238,7 @@ def _engine(url: str) -> Engine:
         if parsed_url.database:
             Path(parsed_url.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sa.create_engine(parsed_url, connect_args={"timeout": 30})  # seconds a writer waits for the lock
+        _keep_to_file(engine, Path(parsed_url.database or ""))
 
         @sa.event.listens_for(engine, "connect")
         def _configure(connection: Any, _: object) -> None:
@@ -247,6 +254,24 @@ def _engine(url: str) -> Engine:
 
         return engine
     return sa.create_engine(parsed_url, pool_pre_ping=True)
+
+
+def _keep_to_file(engine: Engine, file: Path) -> None:
+    """Refuse connections once a file is not the one of the first connection: it was moved, deleted or replaced.
+
+    SQLite would go on writing to the file that nobody finds any more, and what is saved there is lost.
+    """
+    first: list[tuple[int, int]] = []
+
+    def check(*_: object) -> None:
+        now = (at.st_dev, at.st_ino) if (at := file.stat() if file.is_file() else None) else None
+        if first and now != first[0]:
+            raise OSError(f"the file was moved, deleted or replaced; {_REPLACED}")
+        if now is not None and not first:
+            first.append(now)
+
+    sa.event.listen(engine, "do_connect", check)
+    sa.event.listen(engine, "checkout", check)
 
 
 def _take_turns(connection: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -26,12 +27,17 @@ class Caller(NamedTuple):
     role: Role
 
 
+def plain_name(name: str) -> str:
+    """Return a name without blanks around it, and with each accented letter as one character: what looks equal is."""
+    return unicodedata.normalize("NFC", name.strip())
+
+
 def check_name(name: str) -> None:
-    """Check that a name is one line that people can read.
+    """Check that a name is one line that people can read, without commas, which separate names.
 
     Raises:
         PipelineError: it is not.
     """
-    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
-        expected = f"1 to {LONGEST_NAME} letters, digits and signs of one line"
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable() or "," in name:
+        expected = f"1 to {LONGEST_NAME} letters, digits and signs of one line, without commas"
         raise PipelineError(Problem(f"the name {name[:LONGEST_NAME]!r}", expected))

@@ -11,9 +11,9 @@ from typing import cast
 import uvicorn
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.preferences.app import make_app
+from pipeline.preferences.app import Live, make_app
 from pipeline.preferences.connections import ConnectionLimits, LimitedProtocol
-from pipeline.preferences.gate import Answers, Hosts
+from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
 
 LIMITS = ConnectionLimits()
@@ -41,13 +41,15 @@ def make_server(
     guidelines: str,
     hosts: Hosts,
     limits: ConnectionLimits = LIMITS,
-    live: Answers | None = None,
+    live: Live | None = None,
 ) -> uvicorn.Server:
     """Return the server of the app, which runs until its `should_exit` is set."""
     config = uvicorn.Config(
         make_app(queue, title, guidelines, hosts, live),
         http=cast(type[asyncio.Protocol], partial(LimitedProtocol, limits)),
         ws="none",
+        lifespan="off",
+        proxy_headers=bool(hosts.origin),  # whoever is no proxy would choose the address that its wrong links count for
         log_level="warning",
         server_header=False,
         timeout_keep_alive=math.ceil(limits.idle_s),
@@ -62,7 +64,7 @@ def serve(
     guidelines: str,
     listener: socket.socket,
     hosts: Hosts,
-    live: Answers | None = None,
+    live: Live | None = None,
 ) -> None:
     """Serve the app until SIGINT or SIGTERM; requests in progress are completed first."""
     make_server(queue, title, guidelines, hosts, live=live).run(sockets=[listener])

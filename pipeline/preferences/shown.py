@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from pipeline.preferences.blinding import blinded_id
-from pipeline.preferences.items import Item, Turns
+from pipeline.preferences.items import Item, Turns, content_of
 from pipeline.preferences.probes import is_swapped
 
 
@@ -60,4 +60,4 @@ def shown_pair(item: Item, annotator: str, salt: str) -> ShownPair:
 
 
 def _shown_turns(turns: Turns) -> list[ShownTurn]:
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    return [{"role": turn["role"], "content": content_of(turn)} for turn in turns]

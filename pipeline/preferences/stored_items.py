@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import cast, overload
+from typing import overload
 
 from pydantic_core import from_json, to_json
 
 from pipeline import __version__
 from pipeline.machine.disk import keep_if_possible
-from pipeline.preferences.items import Item, Turns, text_of
+from pipeline.preferences.items import Item, text_of
 
 _LAYOUT = 2
 """Version of the file's layout: a file of another layout is made anew."""
@@ -82,8 +82,8 @@ class StoredItems(Sequence[Item]):
                 block_begin, size = begin, max(end - begin, min(wanted, _BLOCK))
                 block = os.pread(self._file.fileno(), size, self._start + begin)
             line = block[begin - block_begin : end - block_begin]
-            item_id, prompt, responses, *rest = from_json(line, cache_strings="keys")  # texts repeat seldom
-            yield Item(item_id, tuple(prompt), cast(tuple[Turns, Turns], tuple(map(tuple, responses))), *rest)
+            item_id, prompt, (first, second), propensity, tools = from_json(line, cache_strings="keys")
+            yield Item(item_id, tuple(prompt), (tuple(first), tuple(second)), propensity, tuple(tools))
 
     def _begin(self, place: int) -> int:
         return self._ends[place - 1] if place else 0
@@ -120,6 +120,28 @@ def chars_of(items: Sequence[Item]) -> Sequence[int]:
     if isinstance(items, StoredItems):
         return items.chars
     return [sum(len(text_of(turns)) for turns in item.responses) for item in items]
+
+
+class _StoredById(Mapping[str, Item]):
+    """The items of a file by id."""
+
+    def __init__(self, items: StoredItems) -> None:
+        self._items = items
+        self._places = {item: place for place, item in enumerate(items.ids)}
+
+    def __getitem__(self, item: str) -> Item:
+        return self._items[self._places[item]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def by_id(items: Sequence[Item]) -> Mapping[str, Item]:
+    """Return items by id; those of a file are parsed whenever they are asked for."""
+    return _StoredById(items) if isinstance(items, StoredItems) else {item.id: item for item in items}
 
 
 def items_at(items: Sequence[Item], places: Sequence[int]) -> Iterator[Item]:

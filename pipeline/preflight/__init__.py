@@ -21,6 +21,7 @@ from pipeline.parallel.tensor.checks import OPTIMIZERS, dropout_problem, head_pr
 from pipeline.plan import Plan, PlannedStage
 from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.checks.adapters import merge_problems, quantize_problems
+from pipeline.preflight.checks.engines import vllm_problems
 from pipeline.preflight.checks.requests import stage_requests
 from pipeline.preflight.checks.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
 from pipeline.preflight.checks.tokenizers import growing_embeddings, offline_notes
@@ -97,6 +98,7 @@ def check_plan(
         *_template_problems(plan),
         *quantize_problems(everything),
         *merge_problems(plan),
+        *vllm_problems(plan),
         *_tensor_problems(plan, shapes),
     ]
     all_problems += fitting_problems(plan, store)

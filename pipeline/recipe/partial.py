@@ -88,11 +88,18 @@ def _without_wrong(model: type[StageConfig], data: JsonObject) -> tuple[StageCon
         paths = {path: kind for kind, place in places if (path := real_path(data, place))}
         taken = {_take_out(data, path): kind for path, kind in paths.items()}
         wrong |= missing | {field for field, kind in taken.items() if kind != "extra_forbidden"}
+        emptied = {name for name in _mappings(model) if data.get(name) == {}}
+        wrong |= {name for name in emptied if any(field.startswith(f"{name}.") for field in wrong)}
         unnamed = {name: _unnamed(model.model_fields[name].annotation) for name in missing}
         data |= {name: value for name, value in unnamed.items() if value is not None}
         if not paths and not any(unnamed.values()):
             break
     return None, wrong
+
+
+def _mappings(model: type[StageConfig]) -> Iterator[str]:
+    """Yield the fields that are mappings with names of the user's: one without its invalid entries may be empty."""
+    return (name for name, info in model.model_fields.items() if get_origin(info.annotation) is dict)
 
 
 def _unnamed(annotation: object) -> str | list[str] | None:

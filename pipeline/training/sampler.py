@@ -16,29 +16,26 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
-import transformers
-
 from pipeline.artifacts.responses import ResponseCache, facts_digest
 from pipeline.errors import agreeing, counted, listed
-from pipeline.models.generate.decode import GenerationSettings, check_prompts, decode
+from pipeline.models.generate.decode import GenerationSettings, check_prompts
+from pipeline.models.generate.engines.names import EngineName
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.generate.steps import Say, cache_use
-from pipeline.models.load.pretrained import load_causal_lm
+from pipeline.models.generate.stop_strings import cut_at_stop
 from pipeline.models.logprobs import logprob_batches, response_logprobs
 from pipeline.models.tokenizer.contract import end_ids
 from pipeline.parallel.ranks import Ranks
 from pipeline.plain_data import JsonObject
 from pipeline.stage import ResolvedInput, StageContext
-from pipeline.training.arguments import frozen_weights
-from pipeline.training.fitting import fit
+from pipeline.training.model_slot import Loaded, ModelSlot
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["eos", "stop", "max_new_tokens", "context"]
 """Why a response ends: at an end token, at a stop string, at the limit of tokens, or where the context is full."""
@@ -55,7 +52,7 @@ class Response(NamedTuple):
 
     Attributes:
         text: text without special tokens, cut before a stop string, without white space around it.
-        ids: sampled tokens, the end token included; a stop string and what follows it too.
+        ids: tokens of the response, the end token or the stop string included.
         finish_reason: why it ends.
     """
 
@@ -77,6 +74,7 @@ class Request:
         max_new_tokens: longest response.
         seed: seed of the random numbers.
         stop: strings before which a text is cut.
+        engine: samples the tokens.
     """
 
     source: ResolvedInput
@@ -87,6 +85,7 @@ class Request:
     max_new_tokens: int
     seed: int = 0
     stop: Sequence[str] = ()
+    engine: EngineName = "batched"
 
     def batches(self) -> list[list[int]]:
         """Return the rows that are decoded together, shortest prompts first; each row is in one batch."""
@@ -124,14 +123,16 @@ class _Unit:
         compute: computes the value: a list with an item for each of ``rows``.
         rows: number of rows.
         is_kept: whether the rank that computed the value keeps it.
+        in_vllm: whether vLLM has the model.
     """
 
     source: ResolvedInput
     tokenizer: PreTrainedTokenizerBase
     facts: JsonObject
-    compute: Callable[[PreTrainedModel, Say], list[Any]]
+    compute: Callable[[Loaded, Say], list[Any]]
     rows: int
     is_kept: bool = True
+    in_vllm: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -166,14 +167,17 @@ class Sampler:
         self._ctx, self._requests = ctx, tuple(requests)
         self._ranks = Ranks.current()
         self._cache = ResponseCache(ctx.responses or ctx.work / "responses")
-        self._device, self._weights = frozen_weights(ctx)
-        self._machine = self._ranks.broadcast(_facts_of_machine(self._device, str(self._weights["dtype"])))
-        self._loaded: tuple[ResolvedInput, PreTrainedModel] | None = None
-        self._load_s = 0.0
+        self._slot = ModelSlot(ctx)
+        self._facts: dict[EngineName, JsonObject] = self._ranks.broadcast(
+            {
+                name: {"version": VERSION, **self._slot.facts(name)}
+                for name in ("batched", *(one.engine for one in requests))
+            }
+        )
         self._told: set[str] = set()
         self._done, self._total = 0, sum(len(request.prompts) for request in requests)
         self.sampled, self.seconds = 0, 0.0
-        self._units = {id(request): self._batch_units(request) for request in requests}
+        self._units = {id(one): [self._batch_unit(one, rows) for rows in one.batches()] for one in requests}
         units = [unit for own in self._units.values() for unit in own]
         self._values = self._read(units)
         self.reused = sum(unit.rows for unit in units if unit.key in self._values)
@@ -229,7 +233,8 @@ class Sampler:
         return [values[unit.key] for unit in wholes]
 
     def report(self) -> None:
-        """Report how many tokens were sampled, and how fast, for the stage's manifest."""
+        """Free the last model, and report how many tokens were sampled, and how fast, for the stage's manifest."""
+        self._slot.free()
         rate = round(self.sampled / self.seconds, 1) if self.seconds else 0.0
         self._ctx.report(sampling={"tokens": self.sampled, "tokens_per_s": rate, "responses_reused": self.reused})
 
@@ -241,29 +246,23 @@ class Sampler:
         index, count = self._ranks.index, self._ranks.count
         first, end = (len(units) * rank // count for rank in (index, index + 1))
         for turn in range(-(-len(units) // count)):
-            started, self._load_s = time.perf_counter(), 0.0
+            started, loaded_s = time.perf_counter(), self._slot.load_s
             values, notes = {}, list[str]()
             if (place := first + turn) < end:
                 unit = units[place]
-                values[place] = unit.compute(self._model(unit, notes.append), notes.append)
+                values[place] = unit.compute(self._loaded(unit, notes.append), notes.append)
                 notes += self._kept(unit, values[place]) if unit.is_kept else []
             gathered = self._ranks.all_gather([(values, notes)])
             self._tell([note for _, some in gathered for note in some])
             both = {place: value for some, _ in gathered for place, value in some.items()}
-            yield _Turn(both, time.perf_counter() - started - self._load_s)
+            yield _Turn(both, time.perf_counter() - started - (self._slot.load_s - loaded_s))
 
-    def _model(self, unit: _Unit, say: Say) -> PreTrainedModel:
+    def _loaded(self, unit: _Unit, say: Say) -> Loaded:
         """Return the model of a unit; only one is loaded at a time."""
-        source = unit.source
-        if self._loaded is None or self._loaded[0] != source:
-            started = time.perf_counter()
-            self._loaded = None
-            quiet = replace(self._ctx, emit=lambda event: say(event.text))  # only rank 0 reaches the user
-            model = load_causal_lm(source, trust_remote_code=self._ctx.trust_remote_code, **self._weights)
-            fit(quiet, model, unit.tokenizer, self._weights)
-            self._loaded = (source, model.to(self._device))
-            self._load_s = time.perf_counter() - started
-        return self._loaded[1]
+        if not unit.in_vllm:
+            return self._slot.load(unit.source, unit.tokenizer, say)
+        own = [one for one in self._requests if one.source == unit.source and one.engine == "vllm"]
+        return self._slot.load_in_vllm(unit.source, max(max(map(len, one.prompts)) + one.max_new_tokens for one in own))
 
     def _read(self, units: Sequence[_Unit]) -> dict[str, list[Any]]:
         """Return the kept values of units, by key: what rank 0 reads, on all ranks."""
@@ -293,14 +292,11 @@ class Sampler:
                 self._told.add(kind)
                 self._ctx.note(note)
 
-    def _batch_units(self, request: Request) -> list[_Unit]:
-        return [self._batch_unit(request, rows) for rows in request.batches()]
-
     def _batch_unit(self, request: Request, rows: Sequence[int]) -> _Unit:
         prompts, row_ids = [request.prompts[row] for row in rows], [request.row_ids[row] for row in rows]
         is_random = not request.sampling.greedy
         facts: JsonObject = {
-            **self._machine,
+            **self._facts[request.engine],
             "what": "responses",
             "sampling": asdict(request.sampling) if is_random else "greedy",
             "seed": request.seed if is_random else None,
@@ -309,27 +305,31 @@ class Sampler:
             "prompts": prompts,
         }
 
-        def compute(model: PreTrainedModel, say: Say) -> list[Any]:
-            eos, pad = end_ids(request.tokenizer, model), request.tokenizer.pad_token_id
+        def compute(loaded: Loaded, say: Say) -> list[Any]:
+            model, pad = loaded.model, request.tokenizer.pad_token_id
+            eos = end_ids(request.tokenizer, model)
             settings = GenerationSettings(request.max_new_tokens, eos, pad, request.sampling, request.seed)
             check_prompts(model, request.prompts, settings)
-            cache_use(model, request.prompts, pad, say)  # measured once, with prompts that all ranks agree on
-            sampled = decode(model, prompts, settings, batch_size=BATCH_SIZE, row_ids=row_ids, say=say)
-            return [[ids, _end_of(ids, eos, request.max_new_tokens)] for ids in sampled]
+            if loaded.vllm is None:
+                cache_use(model, request.prompts, pad, say)  # measured once, with prompts that all ranks agree on
+            sampled = loaded.engine(request.engine, BATCH_SIZE, say)(model, prompts, settings, row_ids)
+            return [[ids, _end_of(ids, eos, request.max_new_tokens)] for ids in sampled.responses]
 
-        return _Unit(request.source, request.tokenizer, facts, compute, len(rows))
+        in_vllm = request.engine == "vllm"
+        return _Unit(request.source, request.tokenizer, facts, compute, len(rows), in_vllm=in_vllm)
 
     def _scoring_unit(self, scoring: Scoring, share: tuple[int, int] | None = None) -> _Unit:
         """Return the unit of a scoring; ``share`` is the number of a share of its batches, and how many there are."""
         spoken = [i for i, response in enumerate(scoring.responses) if response]
         facts: JsonObject = {
-            **self._machine,
+            **self._facts["batched"],
             "what": "logprobs",
             "temperature": scoring.temperature,
             "rows": [[scoring.prompts[i], response] for i, response in enumerate(scoring.responses)],
         }
 
-        def compute(model: PreTrainedModel, say: Say) -> list[Any]:
+        def compute(loaded: Loaded, say: Say) -> list[Any]:
+            model = loaded.model
             values: list[list[float]] = [[] for _ in scoring.responses]
             part, shares = share or (0, 1)
             batches = logprob_batches(model, [(scoring.prompts[i], scoring.responses[i]) for i in spoken])
@@ -362,29 +362,14 @@ _NOT_KEPT = "the responses cannot be kept"
 
 
 def _response(ids: list[int], finish_reason: FinishReason, request: Request) -> Response:
-    text = str(request.tokenizer.decode(ids, skip_special_tokens=True))
-    cuts = [place for stop in request.stop if (place := text.find(stop)) >= 0]
-    if cuts:
-        return Response(text[: min(cuts)].strip(), ids, "stop")
-    return Response(text.strip(), ids, finish_reason)
+    cut = cut_at_stop(ids, request.stop, request.tokenizer)
+    return Response(cut.text.strip(), cut.ids, "stop" if cut.is_cut else finish_reason)
 
 
 def _end_of(ids: Sequence[int], eos: Sequence[int], max_new_tokens: int) -> FinishReason:
     if ids and ids[-1] in eos:
         return "eos"
     return "max_new_tokens" if len(ids) >= max_new_tokens else "context"
-
-
-def _facts_of_machine(device: str, dtype: str) -> JsonObject:
-    """Return what rounds the logits beside the model: device, number format, and the libraries that compute them."""
-    on_gpu = device != "cpu"
-    return {
-        "version": VERSION,
-        "device": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
-        "dtype": dtype,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 def _reuse(units: Sequence[_Unit], known: frozenset[str]) -> str:

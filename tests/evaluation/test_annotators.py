@@ -82,6 +82,26 @@ def test_the_interval_of_agreement_covers_what_the_crowd_was_made_with() -> None
     assert 180 <= covered <= 199  # 95 %: between 0.90 and 0.995, at 200 crowds
 
 
+def test_few_labels_that_all_agree_do_not_prove_that_all_would() -> None:
+    # One pair each: Wilson's, whose lower end at n of n is n / (n + z²) with z² = 3.8415.
+    five = raw_agreement(np.zeros((5, 2), int), seed=0)
+    assert five is not None and (five.value, five.high) == (1, 1)
+    assert five.low == pytest.approx(5 / 8.8415, abs=1e-4)
+    # Three pairs each, all equal: more than 1 - 0.025^(1/5) of the items would have shown another share.
+    three = raw_agreement(np.zeros((5, 3), int), seed=0)
+    assert three is not None and three.low == pytest.approx(0.025 ** (1 / 5), abs=1e-4) and three.high == 1
+
+
+@pytest.mark.parametrize(("people", "items"), [(2, 10), (3, 15)])
+def test_the_interval_of_agreement_covers_near_its_ends(people: int, items: int) -> None:
+    """People who are right in 95 %: two agree with probability 0.95² + 0.05² = 0.905."""
+    covered = 0
+    for seed in range(200):
+        agreed = raw_agreement(crowd([0.95] * people, items, seed=seed)[1], seed=0)
+        covered += agreed is not None and agreed.low <= 0.905 <= agreed.high
+    assert covered >= 180  # of an interval of 95 %
+
+
 def test_who_guesses_agrees_least_with_the_rest() -> None:
     _, labels = crowd([0.9, 0.9, 0.9, 0.5], 400)
     good, *_, guessing = (one for one in against_the_rest(labels) if one is not None)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.endpoints.cache import VERDICTS, ReplyCache
+from pipeline.endpoints.forecast import cap_problem
 from pipeline.errors import PipelineError
-from pipeline.evaluation.judges.cache import ReplyCache
-from pipeline.evaluation.judges.endpoint import Endpoint, asking_of, cap_problem
+from pipeline.evaluation.judges.endpoint import FEWER, WHERE, Endpoint, asking_of
 from pipeline.evaluation.judges.measures import JudgedPair, clustered_share, figures_of, kappa_interval
 from pipeline.evaluation.judges.pairs import Pair, pairs_of
 from pipeline.evaluation.judges.verdicts import (
@@ -27,6 +28,8 @@ from pipeline.evaluation.judges.verdicts import (
     verdict_logprobs,
     verdict_of,
 )
+from pipeline.preferences.candidates import chosen_pairs
+from pipeline.records.pair_choice import PairRule
 
 
 def _reply(text: str, *logprobs: tuple[str, dict[str, float]]) -> Reply:
@@ -209,9 +212,25 @@ def test_pairs_are_all_or_so_many_or_those_that_were_drawn() -> None:
     assert 70 < sum(firsts) < 130
 
 
+@pytest.mark.parametrize("count", [1, 2, 0])
+def test_random_pairs_are_those_that_people_would_get(count: int) -> None:
+    rows = [
+        {**_candidates("a", "b", " ", "c", "I am Claude", "d"), "prompt": _turns(f"{place}?", "user")}
+        for place in range(20)
+    ]
+    judged = pairs_of(rows, "prompt", per_prompt=count, seed=7).pairs
+    told = [(one.place, one.first[0]["content"], one.second[0]["content"]) for one in judged]
+    shown = []
+    for place, row in enumerate(rows):
+        for pair in chosen_pairs(row, PairRule(count=count), 7, place):
+            shown.append((place, *(row["candidates"][i]["text"] for i in (pair.first, pair.second))))
+    assert told == shown and len(told) == 20 * (count or 6)
+
+
 def test_rows_without_candidates_are_refused_and_a_pair_that_comes_twice_counts_once() -> None:
     with pytest.raises(PipelineError, match="row 1 of data has no `candidates`"):
         pairs_of([{"prompt": _turns("q", "user")}], "prompt")
+
     row = {"prompt": _turns("q", "user"), "chosen": _turns("a"), "rejected": _turns("b")}
     again = {**row, "chosen": _turns(" b"), "rejected": _turns("a")}
     choice = pairs_of([row, again], "preference")
@@ -219,12 +238,12 @@ def test_rows_without_candidates_are_refused_and_a_pair_that_comes_twice_counts_
 
 
 def test_the_cache_has_what_was_put_and_nothing_else(tmp_path: Path) -> None:
-    cache = ReplyCache(tmp_path)
+    cache = ReplyCache(tmp_path / VERDICTS)
     assert cache.known(["a"]) == {}
     assert not cache.file.exists()
     cache.put({"a": _reply("A", ("A", {"A": 1.0}))})
     cache.put({"b": _reply("é"), "a": _reply("B")})
-    assert {key: reply["text"] for key, reply in ReplyCache(tmp_path).known(["a", "b", "c"]).items()} == {
+    assert {key: reply["text"] for key, reply in ReplyCache(tmp_path / VERDICTS).known(["a", "b", "c"]).items()} == {
         "a": "B",
         "b": "é",
     }
@@ -234,7 +253,7 @@ def test_the_cache_has_what_was_put_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_a_kill_left_empty_is_used_and_one_that_is_none_is_told(tmp_path: Path) -> None:
-    cache = ReplyCache(tmp_path)
+    cache = ReplyCache(tmp_path / VERDICTS)
     cache.file.parent.mkdir()
     cache.file.touch()
     assert cache.known(["a"]) == {}
@@ -246,7 +265,7 @@ def test_a_cache_that_a_kill_left_empty_is_used_and_one_that_is_none_is_told(tmp
 
 
 def test_a_process_killed_while_it_writes_leaves_a_whole_cache(tmp_path: Path) -> None:
-    cache = ReplyCache(tmp_path)
+    cache = ReplyCache(tmp_path / VERDICTS)
     cache.put({"a": _reply("A")})
     database = sqlite3.connect(cache.file)
     database.execute("INSERT INTO replies VALUES ('b', '{}')")  # never committed
@@ -262,19 +281,23 @@ def test_a_forecast_counts_what_is_not_cached_and_caps_it(tmp_path: Path) -> Non
     # `q0|a|b` has 6 bytes: 2 tokens, and 8 of its message
     assert asking.forecast[:5] == (6, 10, 0, 100, 70)
     first = asking.requests[0][0]
-    ReplyCache(tmp_path).put({first.key: _reply("A")})
+    ReplyCache(tmp_path / VERDICTS).put({first.key: _reply("A")})
     forecast = asking_of(endpoint, pairs, tmp_path).forecast
     assert forecast[:5] == (6, 10, 1, 90, 63)
     assert str(forecast) == (
         "6 pairs to judge with 9 calls to m at 127.0.0.1:1 (1 more is cached): about 90 tokens, and replies of at "
         "most 63"
     )
-    assert cap_problem(endpoint, forecast) is None
+
+    def problem(settings: Endpoint) -> str:
+        return str(cap_problem(settings, WHERE, forecast, FEWER))
+
+    assert problem(endpoint) == "None"
     tight = endpoint.model_copy(update={"max_calls": 8})
-    assert str(cap_problem(tight, forecast)).startswith("endpoint.max_calls is 8; there are 6 pairs to judge with 9")
+    assert problem(tight).startswith("endpoint.max_calls is 8; there are 6 pairs to judge with 9")
     tight = endpoint.model_copy(update={"max_tokens_total": 152})
-    assert str(cap_problem(tight, forecast)).startswith("endpoint.max_tokens_total is 152; there are 6 pairs")
-    assert cap_problem(endpoint.model_copy(update={"max_tokens_total": 153}), forecast) is None
+    assert problem(tight).startswith("endpoint.max_tokens_total is 152; there are 6 pairs")
+    assert problem(endpoint.model_copy(update={"max_tokens_total": 153})) == "None"
 
 
 def _judged(rng: random.Random, count: int, prefer_first: float) -> list[JudgedPair]:
@@ -343,6 +366,26 @@ def test_kappa_has_an_interval_that_covers_the_truth() -> None:
     assert kappa_interval(np.zeros(5, int), np.zeros(5, int), seed=0) is None
 
 
+def test_kappa_of_few_labels_that_all_agree_is_not_certain() -> None:
+    one = np.repeat([0, 1], 20)
+    estimate = kappa_interval(one, one, seed=0)
+    # Wilson's lower end at 40 of 40 is 40 / (40 + 3.8415) = 0.9124; by chance half of them agree.
+    assert estimate is not None and (estimate.value, estimate.high) == (1, 1)
+    assert estimate.low == pytest.approx((0.91238 - 0.5) / 0.5, abs=1e-4)
+
+
+def test_agreement_with_people_on_several_pairs_of_a_prompt_resamples_prompts() -> None:
+    # Of ten prompts with ten pairs each, the judge agrees on all pairs of five, on none of the others.
+    judged, people = [], []
+    for n in range(100):
+        prompt = f"q{n // 10}"
+        judged.append(JudgedPair(_pair(f"a{n}", f"b{n}", prompt), "first" if n < 50 else "second", 1.0))
+        people.append({"prompt": _turns(prompt, "user"), "chosen": _turns(f"a{n}"), "rejected": _turns(f"b{n}")})
+    agreement = figures_of(judged, seed=0, people=people).people
+    assert agreement is not None and agreement.same.value == 0.5
+    assert agreement.same.high - agreement.same.low > 0.5  # of ten prompts; Wilson's of a hundred pairs has 0.19
+
+
 def test_agreement_with_people_knows_pairs_by_their_texts() -> None:
     outcomes = ["first", "second", "flip", "first", "error"]
     judged = [JudgedPair(_pair("a", "b", str(i)), outcome) for i, outcome in enumerate(outcomes)]  # type: ignore[arg-type]
@@ -391,7 +434,7 @@ def test_marks_and_letter_case_of_a_criterion_do_not_matter() -> None:
 def test_a_key_is_read_without_white_space_and_refused_with_other_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint = Endpoint(url="http://h/v1", model="m", key_env="JUDGE_KEY")
     monkeypatch.setenv("JUDGE_KEY", " sk-1\r\n")
-    assert endpoint.key == "sk-1" and not [one for one in endpoint.machine_problems() if "JUDGE_KEY" in str(one)]
+    assert endpoint.key == "sk-1" and not [one for one in endpoint.machine_problems(WHERE) if "JUDGE_KEY" in str(one)]
     for value, said in (("sk-\n1", "no key has"), ("schlüssel", "no key has"), ("  ", "not set")):
         monkeypatch.setenv("JUDGE_KEY", value)
-        assert any(said in str(one) for one in endpoint.machine_problems())
+        assert any(said in str(one) for one in endpoint.machine_problems(WHERE))

@@ -8,9 +8,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from pipeline.plan.fingerprint import digest_of, payload
+from pipeline.endpoints.answers import AnswerEndpoint
+from pipeline.plan.fingerprint import config_data, digest_of, payload
 from pipeline.recipe import Compute, StageSpec
-from pipeline.stage import KINDS, Code, Data, Input, Runtime, StageConfig
+from pipeline.stage import KINDS, Added, Code, Data, Input, Runtime, StageConfig
 from pipeline.trainer_fields import CONTROLLED, RUNTIME_TRAIN_FIELDS, TrainFields
 from pipeline.trainer_fields.values import MAPPINGS, NUMBERS, words_of
 
@@ -49,11 +50,13 @@ OTHER_VALUES: dict[str, Any] = {
     "baseline": "n",
     "limit": 5,
     "live": {"labels": 5},
+    "endpoints": {"big": {"url": "http://h/v1", "model": "m"}},
     "title": "Other",
     "guidelines": "Other",
     "dimensions": [{"name": "helpful", "rated": 5}],
     "layout": "separate",
     "rollout_engine": "generate",
+    "engine": "generate",
     "reward_weights": [0.5],
     "reward_combine": "min",
     "value": "adapter",
@@ -159,6 +162,41 @@ def test_every_field_of_a_judge_s_server_changes_the_fingerprint_unless_it_is_ru
     for name, value in others.items():
         other = _fingerprint("judge", {**COMPLETE["judge"], "endpoint": {**server, name: value}})
         assert (other != plain) is (name not in runtime), name
+
+
+def test_every_field_of_an_endpoint_that_answers_changes_the_fingerprint_unless_it_is_runtime() -> None:
+    others: dict[str, Any] = {
+        "url": "http://other/v1",
+        "model": "n",
+        "revision": "2",
+        "key_env": "KEY",
+        "system": "x",
+        "parameters": {"top_k": 1},
+        "length_field": "max_completion_tokens",
+        "send_seed": False,
+        **dict.fromkeys(("parallel", "timeout_s", "attempts", "backoff_s", "max_calls", "max_tokens_total"), 7),
+    }
+    server = {"url": "http://h/v1", "model": "m"}
+    assert set(others) == set(AnswerEndpoint.model_fields)
+    runtime = AnswerEndpoint.model_validate(server).markers(Runtime)
+    assert set(runtime) - {"url", "key_env"} == {
+        "parallel", "timeout_s", "attempts", "backoff_s", "max_calls", "max_tokens_total",
+    }  # fmt: skip
+    plain = _fingerprint("sample", {**COMPLETE["sample"], "endpoints": {"big": server}})
+    for name, value in others.items():
+        other = _fingerprint("sample", {**COMPLETE["sample"], "endpoints": {"big": {**server, name: value}}})
+        assert (other != plain) is (name not in runtime), name
+    assert _fingerprint("sample", {**COMPLETE["sample"], "endpoints": {"small": server}}) != plain
+
+
+def test_a_field_that_was_added_leaves_the_fingerprint_as_it_was() -> None:
+    """At its default it is not part of what is hashed, so artifacts of before stay valid."""
+    added = [(kind, name) for kind in COMPLETE for name in KINDS[kind].config.markers(Added)]
+    assert ("sample", "endpoints") in added
+    for kind, name in added:
+        config = KINDS[kind].config.model_validate(COMPLETE[kind])
+        assert name not in config_data(config)
+        assert _fingerprint(kind, {**COMPLETE[kind], name: getattr(config, name)}) == _fingerprint(kind, COMPLETE[kind])
 
 
 @pytest.mark.parametrize("kind", TRAINING)

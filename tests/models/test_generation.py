@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from pipeline.models.generate.decode import GenerationSettings, beam_search
+from pipeline.models.generate.engines.generate import GenerateEngine
 from pipeline.models.generate.generation_config import settings_of, without_generation_config
+from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import Base, attach, base_of_adapter
 from pipeline.models.save.artifact import save_model
-from pipeline.rl.rollout.engines import GenerateEngine
 from pipeline.stage import ResolvedInput
 
 
@@ -65,11 +67,12 @@ def test_the_context_is_written_unless_the_tokenizer_knows_a_smaller_one(
 @pytest.mark.parametrize("adapted", [False, True])
 def test_our_sampling_does_not_take_the_penalty_of_the_base(fresh_llama: Any, tokenizer: Any, adapted: bool) -> None:
     model = attach(fresh_llama, Adapter(r=2), "causal", seed=0) if adapted else fresh_llama
-    engine = GenerateEngine(max_new_tokens=12, eos_ids=(1,), pad_id=0)
+    engine, settings = GenerateEngine(), GenerationSettings(max_new_tokens=12, eos_ids=1, pad_id=0)
+    greedy = replace(settings, sampling=Sampling(greedy=True))
 
     def texts() -> list[Any]:
-        beams = beam_search(model, [[5, 6, 7]], GenerationSettings(max_new_tokens=12, eos_ids=1, pad_id=0), beams=2)
-        return [engine(model, [[5, 6, 7]], seed=1, places=[0], greedy=True).responses, beams]
+        beams = beam_search(model, [[5, 6, 7]], settings, beams=2)
+        return [engine(model, [[5, 6, 7]], greedy, [0]).responses, beams]
 
     plain = texts()
     fresh_llama.generation_config.repetition_penalty = 30.0

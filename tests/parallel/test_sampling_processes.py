@@ -92,26 +92,32 @@ def test_a_forced_stage_samples_anew(run: Callable[..., Any], tmp_path: Path, ch
 
 
 @pytest.mark.parametrize(
-    ("stage", "sets"),
+    ("stage", "engine", "sets"),
     [
-        ("candidates", ("compute.processes=4",)),
+        ("candidates", "batched", ("compute.processes=4",)),
+        ("candidates", "generate", ("compute.processes=2",)),
         # A layout that trains sharded models: those that only answer are whole in each process.
-        ("compared", ("compute.processes=2", "compute.tensor_parallel=2")),
+        ("compared", "batched", ("compute.processes=2", "compute.tensor_parallel=2")),
     ],
 )
-def test_several_processes_sample_the_texts_of_one(stage: str, sets: tuple[str, ...], run: Callable[..., Any]) -> None:
-    alone, together = run(stage), run(stage, *sets)
+def test_several_processes_sample_the_texts_of_one(
+    stage: str, engine: str, sets: tuple[str, ...], run: Callable[..., Any]
+) -> None:
+    samples_by = f"stages.{stage}.engine={engine}"
+    alone, together = run(stage, samples_by), run(stage, samples_by, *sets)
     assert together.manifest.runtime["processes"] > 1 == together.manifest.runtime["tensor_parallel"]
     assert _reused(alone) == _reused(together) == 0
     assert together.manifest.fingerprint == alone.manifest.fingerprint
     assert _same_files(alone, together)
 
 
+@pytest.mark.parametrize("engine", ["batched", "generate"])
 def test_a_killed_rank_is_told_of_and_the_rerun_ends_in_the_same_bytes(
-    tmp_path: Path, recipe: Path, chain: Any, command: Any, run: Callable[..., Any]
+    engine: str, tmp_path: Path, recipe: Path, chain: Any, command: Any, run: Callable[..., Any]
 ) -> None:
-    undisturbed, store = run("many"), _store(tmp_path / "store", chain)
-    line = ("run", recipe, "--store", store, "--only", "many", *_options(("compute.processes=2",)))
+    sets = (f"stages.many.engine={engine}", "compute.processes=2")
+    undisturbed, store = run("many", sets[0]), _store(tmp_path / "store", chain)
+    line = ("run", recipe, "--store", store, "--only", "many", *_options(sets))
     process = command.start(*line, cwd=recipe.parent)
     try:
         until(lambda: list(store.glob(".responses/*/*.json")) or process.poll() is not None, "a batch")
@@ -123,6 +129,6 @@ def test_a_killed_rank_is_told_of_and_the_rerun_ends_in_the_same_bytes(
         process.communicate()
     assert process.returncode == 1 and "stage many: rank 1 was killed by signal 9" in err
     kept = len(list(store.glob(".responses/*/*.json")))
-    again = run("many", "compute.processes=2", store=store)
+    again = run("many", *sets, store=store)
     assert 0 < _reused(again) == 24 * kept < 24 * 80  # 24 prompts are one batch
     assert _same_files(again, undisturbed)

@@ -142,9 +142,9 @@ class Server:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    def ask(self, name: str, who: str, status: int = 200, **body: Any) -> Any:
+    def ask(self, route: str, who: str, status: int = 200, /, **body: Any) -> Any:
         """Return what an address of the app answers an annotator."""
-        code, text = self.post(name, self.tokens.get(who, who), json.dumps(body).encode())
+        code, text = self.post(route, self.tokens.get(who, who), json.dumps(body).encode())
         assert code == status, text
         return json.loads(text)
 

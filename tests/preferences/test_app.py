@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -15,6 +19,7 @@ import pytest
 
 from pipeline.preferences.ledger import Ledger
 
+ROOT = Path(__file__).parents[2]
 Start = Callable[..., Any]
 
 
@@ -234,3 +239,29 @@ def test_a_comment_an_edit_and_the_kind_of_a_flag_are_in_the_ledger_and_the_edit
     assert f"{flag['item']} is flagged as personal data by ada: a phone number" in labels("status", *line)
     told = json.loads(labels("status", *line, "--json"))["flags"]
     assert told == [{"item": flag["item"], "annotator": "ada", "kind": "personal data", "reason": "a phone number"}]
+
+
+def test_pressing_ctrl_c_twice_ends_the_app_without_a_traceback(people: Path, tmp_path: Path) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "collect",
+        str(people),
+        "labels",
+        "--port",
+        "0",
+        "--annotators",
+        "ada",
+    ]
+    around = {**os.environ, "TRUEUP_LEDGER": f"sqlite:///{tmp_path / 'l.db'}", "PYTHONPATH": str(ROOT)}
+    app = subprocess.Popen(line, env=around, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert app.stdout is not None
+    while not (told := app.stdout.readline()).startswith("listening on "):
+        assert app.poll() is None
+    urllib.request.urlopen(told.split()[2].rstrip(";") + "/healthz", timeout=800).close()
+    for _ in range(2):
+        app.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    told = app.communicate(timeout=800)[1]
+    assert "Traceback" not in told and app.returncode == 130, told

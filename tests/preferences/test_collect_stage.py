@@ -65,6 +65,40 @@ def test_labels_after_the_artifact_are_told_and_a_forced_run_takes_them(people: 
     assert "newer labels" not in call("ls", "--store", store, cwd=people.parent).stdout
 
 
+def test_labels_in_another_ledger_are_newer_too_or_said_not_to_be_asked(people: Path, call: Any) -> None:
+    store, url = people.parent / "store", f"sqlite:///{people.parent / 'elsewhere.db'}"
+    source = load_recipe(people).data["answers"]
+    items, _ = items_of(load(source, "preference", seed=0, name="answers").train)
+    queue = LabelQueue(Batch(items), Ledger(url, "labels"))
+    while shown := queue.next("ada"):
+        queue.label("ada", shown[0]["item"], "left", 1, 1.0)
+    recipe = ("run", people, "--store", store, "--set", f"stages.labels.ledger={url}")
+    assert call(*recipe, cwd=people.parent).returncode == 0
+    queue.undo("ada")
+    assert "newer labels: people answered or took back 1 time" in call("ls", "--store", store, cwd=people.parent).stdout
+    manifest = next((store / "labels").iterdir()) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(url, "postgresql+psycopg://me@host/labels"))
+    told = call("ls", "--store", store, cwd=people.parent).stdout
+    assert "labels@v1 are in postgresql+psycopg://me@host/labels, which is not asked for newer ones" in told
+
+
+def test_what_was_not_compared_and_what_has_not_happened_is_said(people: Path, call: Any) -> None:
+    store = people.parent / "store"
+    _label_all(people, store)
+    told = call("labels", "verify", people, "labels", "--store", store, cwd=people.parent)
+    assert told.returncode == 0 and "an end that was cut off would not show" in told.stdout
+    ledger = Ledger(default_url(store), "labels")
+    last = ledger.last()
+    assert last is not None
+    for what in ("status", "export", "stats", "agreement"):
+        late = ("labels", what, people, "labels", "--store", store, "--until-event", last.number + 1)
+        refused = call(*late, cwd=people.parent)
+        assert refused.returncode == 2 and f"the last event is {last.number}" in refused.stderr
+    (store / ".labels" / "anchors.jsonl").write_text("garbled\n")
+    told = call("labels", "verify", people, "labels", "--store", store, cwd=people.parent)
+    assert "line 1 of anchors.jsonl is no note of a head" in told.stdout
+
+
 def test_a_closed_batch_goes_on_with_the_labels_it_has(people: Path, call: Any) -> None:
     store = people.parent / "store"
     source = load_recipe(people).data["answers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from pipeline.preferences.anchors import default_url
 from pipeline.preferences.exchange.export import FORMATS, LABEL_STUDIO_CONFIG, Labels, split_rows
 from pipeline.preferences.exchange.files import content_of
-from pipeline.preferences.exchange.importing import Matcher, events_of, pair_format, said_in
-from pipeline.preferences.exchange.texts import transcript
+from pipeline.preferences.exchange.importing import Matcher, events_of
+from pipeline.preferences.exchange.reading import pair_format, said_in
+from pipeline.preferences.exchange.texts import readable, transcript
 from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
@@ -179,6 +181,15 @@ def test_ratings_that_no_export_writes_are_rows_that_cannot_be_read() -> None:
         assert not list(said_in([{**row, **wrong}], "raw", counts)) and counts == {"row that cannot be read": 1}
 
 
+@pytest.mark.parametrize("column", ["prompt", "person", "comment", "edit"])
+def test_half_a_surrogate_pair_is_a_row_that_cannot_be_read(column: str) -> None:
+    """JSON can escape it, and no ledger can hash it."""
+    row = {"prompt": "a", "response_a": "b", "response_b": "c", "verdict": "response_a", "person": "ada"}
+    counts: Any = Counter()
+    rows = [{**row, column: "\ud83d"}, row]
+    assert len(list(said_in(rows, "raw", counts))) == 1 and counts == {"row that cannot be read": 1}
+
+
 @pytest.mark.parametrize("row_format", ["argilla", "label-studio"])
 def test_records_and_tasks_come_back_without_skips_and_flags(tmp_path: Path, row_format: str) -> None:
     labels = _labels(tmp_path)
@@ -187,6 +198,69 @@ def test_records_and_tasks_come_back_without_skips_and_flags(tmp_path: Path, row
     state, counts = _read_back(_written(labels, row_format, tmp_path), tmp_path)
     given = {key: one for key, one in _answers(labels.state).items() if one[0] == "label"}
     assert counts == {} and _answers(state) == given
+
+
+def _hard_rows() -> list[dict[str, Any]]:
+    """Pairs that texts alone do not tell apart, and texts that formats have a hard time with."""
+    first, second = _turns("assistant", "p"), _turns("assistant", "q")
+    plan = [*_turns("assistant", "step 1"), *_turns("user", "go on"), *_turns("assistant", "step 2")]
+    other = [*_turns("assistant", "stop"), *_turns("user", "why?"), *_turns("assistant", "because")]
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    texts = ("م‫שלום", "a\rb\r\nc", "Human: who?\n\nAssistant: me", "👩‍👩‍👧", "n\0ul", "=1+1", "- item", '"a",b;c\t')
+    return [
+        {"prompt": _turns("user", "m"), "chosen": first, "rejected": second},
+        {"prompt": _turns("user", "m"), "chosen": second, "rejected": first},
+        {"prompt": _turns("user", " m"), "chosen": _turns("assistant", "p "), "rejected": second},
+        {"prompt": [*_turns("system", "S"), *_turns("user", "x")], "chosen": first, "rejected": second},
+        {"prompt": _turns("user", "S\n\nx"), "chosen": first, "rejected": second},
+        {"prompt": _turns("user", "plan"), "chosen": plan, "rejected": other},
+        {"prompt": _turns("user", '[{"role": "user", "content": "i"}]'), "chosen": first, "rejected": second},
+        {
+            "prompt": [*_turns("user", "w?"), {"role": "assistant", "content": "", "tool_calls": [call]}],
+            "chosen": [{"role": "assistant", "content": "", "tool_calls": [call]}],
+            "rejected": second,
+        },
+        *({"prompt": _turns("user", t), "chosen": _turns("assistant", t), "rejected": second} for t in texts),
+    ]
+
+
+@pytest.mark.parametrize("row_format", ["raw", "csv", "parquet", "argilla", "label-studio"])
+def test_labels_of_pairs_of_equal_texts_come_back_to_their_own_pair(tmp_path: Path, row_format: str) -> None:
+    items, left_out = items_of(_hard_rows())
+    assert left_out == 0
+    verdicts = ("first", "second", "tie", "both good", "both bad")
+    state = State()
+    for number, item in enumerate(items):
+        said: Any = {"verdict": verdicts[number % 5], "strength": 1 + number % 3, "swapped": number % 2 == 0}
+        state._take("label", {"item": item.id, "annotator": "ada", **said}, number)
+    file = _written(Labels(items, state, {}), row_format, tmp_path)
+    counts: Any = Counter()
+    read = [row.value for row in read_rows(file)]
+    made = events_of(said_in(read, pair_format(read[0] or {}), counts), Matcher(items), State(), file.name, "")
+    assert not counts and not made.counts
+    back = State()
+    for number, (kind, body) in enumerate(made.events):
+        back._take(kind, body, number)
+    assert _answers(back) == _answers(state)
+
+
+def test_of_pairs_of_equal_texts_one_in_the_order_of_the_row_is_meant() -> None:
+    items, _ = items_of(_hard_rows()[:2])
+    row = {"prompt": "m", "response_a": "q", "response_b": "p", "person": "ada", "verdict": "a"}
+    made = events_of(said_in([row], "raw", Counter()), Matcher(items), State(), "x", "")
+    ((_, body),) = made.events
+    assert (body["item"], body["verdict"]) == (items[1].id, "first")
+
+
+@pytest.mark.parametrize("is_exchanged", [False, True])
+@pytest.mark.parametrize("form", [readable, list])
+def test_responses_of_several_turns_are_known_in_either_order(form: Any, is_exchanged: bool) -> None:
+    """Without an id, in the form of Label Studio or as turns."""
+    items, _ = items_of(_hard_rows()[5:6])
+    first, second = map(form, items[0].responses[::-1] if is_exchanged else items[0].responses)
+    row = {"prompt": "plan", "response_a": first, "response_b": second, "person": "ada", "verdict": "a"}
+    ((_, body),) = events_of(said_in([row], "raw", Counter()), Matcher(items), State(), "x", "").events
+    assert body["verdict"] == ("second" if is_exchanged else "first")
 
 
 @pytest.mark.parametrize("row_format", ["preference", "hh"])
@@ -436,6 +510,62 @@ def test_what_is_not_imported_is_said(labelled: Path, call: Any) -> None:
     export = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
     (said,) = (row for row in map(json.loads, export.stdout.splitlines()) if row["person"] == "them")
     assert (said["verdict"], said["strength"], said["left"], said["seconds"]) == ("response_b", 2, None, None)
+
+
+def test_what_an_import_does_not_understand_is_said(labelled: Path, call: Any) -> None:
+    """Words that are no verdict, columns that nobody reads, people whose names are nearly the same."""
+    folder = labelled.parent
+    recipe = (labelled, "labels", "--store", "store")
+    pair = {"prompt": "What is 1 plus 1?", "response_a": "wrong-1: 3", "response_b": "right-1: 2"}  # data: right first
+    verdicts = ("respons_a", "respons_a", "better: b", "", "both_bad", "Model B", "tie (bothbad)")
+    people = ("x", "x", "x", "x", "Ada", "Lin Ada", "lin  ada")
+    rows = [{**pair, "verdict": verdict, "person": who} for verdict, who in zip(verdicts, people, strict=True)]
+    rows[4] |= {"confidence": 0.5}
+    (folder / "theirs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = call("labels", "import", *recipe, "theirs.jsonl", cwd=folder)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == (
+        "3 labels of 3 people imported; 1 row with “better: b” for a verdict; 2 rows with “respons_a” for a "
+        "verdict; 1 row without a verdict"
+    )
+    assert "confidence: this column is not read" in told.stderr
+    assert "ada, Ada are 2 people, whose names differ in case or white space only" in told.stderr
+    assert "Lin Ada, lin  ada are 2 people" in told.stderr
+    raw = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
+    back = {row["person"]: row for row in map(json.loads, raw.stdout.splitlines())}
+    assert [back[who]["verdict"] for who in people[4:]] == ["both bad", "response_a", "both bad"]
+    (empty,) = said_in([{**rows[4], "comment": math.nan, "person": math.nan}], "raw", Counter())
+    assert (empty.person, empty.details.comment) == ("", "")  # cells that pandas left empty
+
+
+def test_a_response_that_argilla_has_as_a_draft_is_no_label() -> None:
+    record = {"fields": {"prompt": "q", "response_a": "a", "response_b": "b"}, "metadata": {}}
+    votes = [{"value": "response_a", "user_id": who, "status": who} for who in ("draft", "submitted", "discarded")]
+    said = list(said_in([{**record, "responses": {"preference": votes}}], "argilla", Counter()))
+    assert [one.person for one in said] == ["submitted"]
+
+
+def test_responses_are_submitted_in_argilla(tmp_path: Path) -> None:
+    """Without a status, `rg.Record.from_dict` of argilla 2.8 makes drafts of them."""
+    rows, _ = FORMATS["argilla"](_labels(tmp_path))
+    votes = [vote for one in rows for answers in one.row["responses"].values() for vote in answers]
+    assert votes and all(vote["status"] == "submitted" for vote in votes)
+
+
+def test_an_export_says_what_it_lacks_and_what_to_look_at(labelled: Path, call: Any) -> None:
+    folder = labelled.parent
+    recipe = (labelled, "labels", "--store", "store")
+    ledger = Ledger(default_url(folder / "store"), "labels")
+    first = next(event.body["item"] for event in ledger.events() if event.kind == "label")
+    said: Any = {"item": first, "annotator": "mary", "verdict": "first", "comment": "=1+1, as ADA says"}
+    ledger.extend([("label", said), ("label", {**said, "item": "0" * 16}), ("label", {**said, "item": "gold:x"})])
+    told = call("labels", "export", *recipe, "--format", "csv", "--pseudonyms", cwd=folder)
+    assert told.returncode == 0, told.stderr
+    assert "1 answer to pairs that the data do not have now is left out" in told.stderr
+    assert "1 row has a text that names a person: --pseudonyms changes nothing that people wrote" in told.stderr
+    assert "1 cell begins like a formula: a spreadsheet should import the columns as text" in told.stderr
+    plain = call("labels", "export", *recipe, "--format", "raw", cwd=folder)
+    assert "names a person" not in plain.stderr and "formula" not in plain.stderr and "left out" in plain.stderr
 
 
 def test_a_split_writes_two_files_that_a_recipe_takes(labelled: Path, call: Any) -> None:

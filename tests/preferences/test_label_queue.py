@@ -187,3 +187,71 @@ def test_a_label_that_cannot_be_written_leaves_the_queue_as_it_was(make: Any, mo
     assert queue.next("ada", AHEAD, has_read=True) == [shown, after] and _labels(queue) == 0
     queue.label("ada", shown["item"], "left", 1, 1.0)
     assert _labels(queue) == 1
+
+
+def test_an_id_used_again_for_another_answer_is_no_lost_reply(make: Any) -> None:
+    queue = make()
+    (shown,) = queue.next("ada")
+    queue.label("ada", shown["item"], "left", 2, 1.0, "request 1")
+    queue.label("ada", shown["item"], "left", 2, 9.0, "request 1")  # the reply was lost
+    for side, strength in (("right", 2), ("left", 3), ("tie", 1)):
+        with pytest.raises(PipelineError, match="this pair was answered already"):
+            queue.label("ada", shown["item"], side, strength, 1.0, "request 1")
+    with pytest.raises(PipelineError, match="this pair was answered already"):
+        queue.leave("skip", "ada", shown["item"], "", "request 1")
+    assert _labels(queue) == 1
+
+
+def test_what_was_taken_back_stays_so_when_it_arrives_once_more(make: Any) -> None:
+    """A request may be on its way twice: the second comes when the first was answered and taken back."""
+    queue = make()
+    (shown,) = queue.next("ada")
+    queue.label("ada", shown["item"], "left", 1, 1.0, "request 1")
+    queue.undo("ada", "undo 1")
+    queue.label("ada", shown["item"], "left", 1, 1.0, "request 1")
+    assert queue.progress("ada")["done"] == 0
+    for number in (2, 3):
+        queue.label("ada", queue.next("ada")[0]["item"], "left", 1, 1.0, f"request {number}")
+    queue.undo("ada", "undo 2")
+    queue.undo("ada", "undo 1")  # late, and not the last one
+    assert queue.progress("ada")["done"] == 1
+    assert make().progress("ada")["done"] == 1  # another process knows it from the ledger
+    queue.label("ada", queue.next("ada")[0]["item"], "right", 1, 1.0, "request 4")
+    assert queue.progress("ada")["done"] == 2
+
+
+def test_a_closed_batch_keeps_its_labels(make: Any) -> None:
+    queue = make()
+    (shown,) = queue.next("ada")
+    queue.label("ada", shown["item"], "left", 1, 1.0)
+    queue.close()
+    with pytest.raises(PipelineError, match="the batch was closed"):
+        queue.undo("ada", "undo 1")
+    assert queue.progress()["done"] == 1
+    queue.close(False)
+    assert queue.undo("ada", "undo 1") == shown["item"]
+
+
+def test_a_clock_that_was_ahead_keeps_no_pair_for_ever(make: Any, clock: list[float]) -> None:
+    queue = make(count=2)
+    clock[0] += 10**8  # three years
+    ahead = queue.next("ada", AHEAD)
+    clock[0] -= 10**8
+    assert [one["prompt"] for one in queue.next("grace", AHEAD)] == [one["prompt"] for one in ahead]
+    queue.label("grace", queue.next("grace")[0]["item"], "left", 1, 1.0)
+    assert len(queue.next("ada", AHEAD)) == 0 and queue.comes_back("ada")
+    clock[0] += 10  # a clock that is set by seconds changes nothing
+    before = queue.next("grace")
+    clock[0] -= 10
+    assert queue.next("grace") == before and queue.next("ada") == []
+
+
+def test_who_has_nothing_left_is_told_whether_something_may_come_back(make: Any, clock: list[float]) -> None:
+    queue = make(count=2)
+    shown = queue.next("ada", AHEAD)
+    assert queue.next("grace") == [] and queue.comes_back("grace") and not queue.comes_back("ada")
+    clock[0] += LEASE_S + 1
+    assert len(queue.next("grace", AHEAD)) == 2 and queue.comes_back("ada")
+    for one in queue.next("grace", AHEAD):
+        queue.label("grace", one["item"], "left", 1, 1.0)
+    assert queue.next("ada") == [] and not queue.comes_back("ada") and len(shown) == 2

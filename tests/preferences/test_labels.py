@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import defaultdict
 from typing import Any
 
 import pytest
 
+from pipeline.errors import PipelineError
 from pipeline.preferences.agreement import decided, edited_pairs, exported, label_table, majority, margin_of
 from pipeline.preferences.assignment import Assignment
+from pipeline.preferences.candidates import pair_row
+from pipeline.preferences.details import Choice, details_body
 from pipeline.preferences.edits import edited
 from pipeline.preferences.events import LedgerEvent
+from pipeline.preferences.exchange.export import Labels, unpaired_rows
 from pipeline.preferences.items import items_of, wanted
 from pipeline.preferences.labels import LEASE_S, Answer, Batch, State
+from pipeline.preferences.shown import shown_pair
+from pipeline.records.pair_choice import ChosenPair
 from pipeline.stages.collect.aggregation import decision_by
 
 
@@ -42,6 +49,33 @@ def test_pairs_that_ask_nothing_are_left_out() -> None:
     items, left_out = items_of(rows)
     assert (len(items), left_out) == (2, 2)
     assert [turn["content"] for turn in items[0].responses[0]] == ["a"]
+
+
+def test_answers_that_call_tools_are_shown_and_trained_on_with_the_tools() -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": {"city": city}}} for city in "ab"]
+    sides = [[{"role": "assistant", "content": "", "tool_calls": [call]}] for call in calls]
+    row = {"prompt": _turns("user", "q"), "chosen": sides[0], "rejected": sides[1], "tools": [tool]}
+    (item,), left_out = items_of([row])
+    assert left_out == 0  # they differ in what they call
+    state = State().take([LedgerEvent(1, 0.0, "label", {"item": item.id, "annotator": "a", "verdict": "second"}, "")])
+    rows, _ = exported([item], state)
+    assert rows == [{"prompt": row["prompt"], "chosen": sides[1], "rejected": sides[0], "margin": 1, "tools": [tool]}]
+    good, bad = (one.row for one in unpaired_rows(Labels([item], state, {}))[0])
+    assert good["tools"] == bad["tools"] == [tool]
+    shown = shown_pair(item, "a", "5" * 32)
+    told = {shown["left"][0]["content"], shown["right"][0]["content"]}
+    assert all('"city": "a"' in one or '"city": "b"' in one for one in told) and len(told) == 2
+    with pytest.raises(PipelineError, match="the edited answer calls tools"):
+        details_body(Choice("left", edit="It rains."), item, {"verdict": "first", "swapped": False})
+    (plain,), _ = items_of([{key: value for key, value in row.items() if key != "tools"}])
+    assert plain.id == item.id  # labels stay where they are
+
+
+def test_pairs_of_candidates_keep_the_tools_of_their_prompt() -> None:
+    row = {"prompt": _turns("user", "q"), "candidates": [{"text": "a"}, {"text": "b"}], "tools": [{"type": "function"}]}
+    assert pair_row(row, ChosenPair(0, 1, 1.0))["tools"] == [{"type": "function"}]
+    assert "tools" not in pair_row({**row, "tools": []}, ChosenPair(0, 1, 1.0))
 
 
 def test_a_share_of_the_items_is_labelled_three_times() -> None:
@@ -247,6 +281,24 @@ def test_dawid_and_skene_find_more_of_the_truth_than_the_majority() -> None:
     assert right["dawid_skene"] > 0.95 > right["majority"] + 0.02
     rows, without = exported(items, state, decision_by("dawid_skene", items, state))
     assert len(rows) == 400 and not without
+
+
+@pytest.mark.parametrize("accuracies", [(0.85, 0.85, 0.85), (0.9, 0.7, 0.6)])
+def test_a_pair_is_decided_by_a_verdict_that_somebody_gave(accuracies: tuple[float, ...]) -> None:
+    """One label for most pairs, three for 15 %, a tenth of them ties: no tie becomes a preference, nor its opposite."""
+    items, everything, _ = _crowd_of(300, accuracies)
+    rng, said, given = random.Random(7), [], defaultdict[str, set[str]](set)
+    for item in items:
+        people = rng.sample([*everything.labels(item.id).items()], 3 if rng.random() < 0.15 else 1)
+        for who, label in people:
+            verdict = "tie" if rng.random() < 0.1 else str(label.verdict)
+            said.append(("label", {"item": item.id, "annotator": who, "verdict": verdict}))
+            given[item.id].add(verdict)
+    state = _state(*said)
+    decisions, _ = decided(items, state, decision_by("dawid_skene", items, state))
+    assert len(decisions) == 300
+    assert all(verdict in given[items[place].id] or verdict == "split" for place, (verdict, _) in decisions)
+    assert any(verdict == "tie" for _, (verdict, _) in decisions)
 
 
 def test_one_label_each_is_the_decision_however_it_is_made() -> None:

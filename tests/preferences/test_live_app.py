@@ -30,6 +30,7 @@ stages:
     live: {{labels: 3, turns: 3, max_new_tokens: 6, temperature: 1.2}}
     openings: openings
     guidelines: Prefer what is polite.
+    dimensions: [{{name: kind, rated: 3}}]
   tuned: {{kind: dpo, data: preferred, model: {sft}, train: {{max_steps: 1, batch_size: 1}}}}
 compute: {{threads: 1}}
 """
@@ -130,6 +131,138 @@ def test_people_talk_and_what_they_choose_is_trained_on(recipe: Path, talk: Call
     assert len(read.train) == 3
 
 
+def test_every_verb_of_labels_works_on_dialogues_or_refuses_in_one_sentence(
+    recipe: Path, talk: Callable[..., Any], call: Any
+) -> None:
+    app = talk("--annotators", "ada,grace", "--lead", "lin")
+    assert app.ask("hello", "ada")["dimensions"][0]["name"] == "kind"
+    shown = _compared(app, "what colour is grass ?")
+    for route, wrong in {
+        "flag": {"flag": "ugly"},
+        "skip": {"reason": 1},
+        "choose": {"choice": "left", "edit": 3},
+    }.items():
+        app.ask(route, "ada", 422, item=shown["item"], **wrong)
+    assert "do not wait for a choice" in app.ask("skip", "ada", 409, item="0" * 16)["error"]
+    app.ask("skip", "lin", 403, item=shown["item"])
+    app.ask("skip", "ada", item=shown["item"], reason="I cannot decide")
+    shown = _compared(app, "what colour is grass ?")
+    while shown["phase"] == "choose" and app.ask("dialogue", "ada")["progress"]["own"] < 2:
+        app.ask("flag", "ada", item=shown["item"], flag="personal data", reason="a name")
+        shown = _answered(app)
+    for count, who in enumerate(("ada", "grace", "grace")):
+        shown = _compared(app, "what colour is grass ?", who)
+        more = {"edit": "it is green .", "comment": "too short", "ratings": {"kind": {"left": 2}}} if not count else {}
+        told = app.ask("choose", who, item=shown["item"], choice="left", seconds=2.5, **more)
+        if more:
+            assert told["turns"][-1]["content"] == "it is green ."
+    assert app.ask("lead/overview", "lin")["progress"]["done"] == 3
+    app.process.send_signal(signal.SIGINT)
+    app.process.wait(timeout=800)
+
+    def labels(*line: object, status: int = 0) -> str:
+        ended = call("labels", line[0], recipe, "labels", *line[1:], "--store", "store", cwd=recipe.parent)
+        assert ended.returncode == status, ended.stdout + ended.stderr
+        return str(ended.stdout if not status else ended.stderr)
+
+    status = labels("status")
+    assert status.startswith("3 of 3 labels of ") and "ada: 1 labels, 1 skipped, 1 flagged" in status
+    assert "is flagged as personal data by ada: a name" in status
+    stats = labels("stats")
+    assert "3 labels of 2 people, 1 skipped, 1 flagged" in stats
+    assert "nobody else sees a person's dialogue" in stats and "overlap" not in stats
+    told = json.loads(labels("stats", "--json"))
+    assert (told["skipped"], told["flagged"], told["people"]["ada"]["flagged"], told["agreement"]) == (1, 1, 1, None)
+    raw = [json.loads(row) for row in labels("export", "--format", "raw").splitlines()]
+    assert sorted(row["kind"] for row in raw) == ["flag", "label", "label", "label", "skip"]
+    by_kind = {row["kind"]: row for row in raw}
+    assert (by_kind["flag"]["flag"], by_kind["skip"]["reason"]) == ("personal data", "I cannot decide")
+    (edited,) = [row for row in raw if row["edit"]]
+    assert edited["comment"] == "too short" and edited["ratings"]["kind"].popitem()[1] == 2 and edited["seconds"] == 2.5
+    for form, rows in {"preference": 3, "unpaired": 6, "hh": 3, "argilla": 3, "label-studio": 3, "csv": 5}.items():
+        out = recipe.parent / f"out.{form}"
+        labels("export", "--format", form, "--out", out)
+        text = out.read_text()
+        count = len(json.loads(text)) if text.startswith("[") else text.count("\n") - (form == "csv")
+        assert count == rows or form == "csv", (form, text)
+    flagged = by_kind["flag"]["response_a"][0]["content"]
+    pairs = [json.loads(row) for row in labels("export").splitlines()]
+    assert not any(flagged == row["chosen"][0]["content"] for row in pairs)
+    refused = {
+        ("agreement",): "agreement on live dialogues; expected a batch of pairs",
+        ("import", "x.jsonl"): "an import into live dialogues",
+        ("drop", "--stuck"): "--stuck of live dialogues",
+        ("drop", "0000"): "no pair of this batch is 0000; expected ids of pairs as `trueup labels export",
+        ("export", "--aggregate", "dawid_skene"): "--aggregate dawid_skene of live dialogues",
+    }
+    for line, said in refused.items():
+        ended = labels(*line, status=2)
+        assert said in ended and len(ended.strip().splitlines()) == 1, ended
+    dropped = next(row["item"] for row in raw if row["kind"] == "label" and row is not edited)
+    assert "1 pair dropped; 2 of 3 labels" in labels("drop", dropped, "--reason", "nonsense")
+    assert labels("status").startswith("2 of 3 labels")
+    assert "closed with 2 labels" in labels("close")
+    assert "open again: 2 of 3 labels" in labels("close", "--reopen")
+    labels("close")
+    people = labels("people", "--add", "kim", "--lead", "--pause", "grace")
+    assert "/lead#" in people and "lin (lead, active)" in people and "grace (paused)" in people
+    assert "each follows the one before it" in labels("verify")
+    done = call("run", recipe, "--until", "labels", "--store", "store", cwd=recipe.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (manifest,) = (
+        json.loads(file.read_text()) for file in (recipe.parent / "store" / "labels").glob("*/manifest.json")
+    )
+    assert {name: manifest["metrics"][name] for name in ("labels", "pairs", "edited", "skipped", "flagged")} == {
+        "labels": 2, "pairs": 2, "edited": 1, "skipped": 1, "flagged": 1
+    }  # fmt: skip
+    (ratings,) = (recipe.parent / "store" / "labels").glob("*/ratings.jsonl")
+    assert [json.loads(row)["annotator"] for row in ratings.read_text().splitlines()] == ["ada"]
+
+
+def test_a_lead_looks_after_dialogues_and_is_blind(recipe: Path, talk: Callable[..., Any]) -> None:
+    app = talk("--annotators", "ada", "--lead", "lin")
+    assert app.ask("lead/hello", "lin")["live"] is True
+    shown = _compared(app, "what colour is grass ?")
+    (waiting,) = app.ask("lead/items", "lin", name="waiting")["items"]
+    assert waiting["item"] != shown["item"] and not waiting["labels"]
+    assert {waiting[side][0]["content"] for side in ("left", "right")} == {shown["left"], shown["right"]}
+    app.ask("choose", "ada", item=shown["item"], choice="left", seconds=0.01)
+    told = app.ask("lead/overview", "lin")
+    assert told["progress"] == {
+        "done": 1,
+        "wanted": 3,
+        "pairs": 1,
+        "dialogues": told["progress"]["dialogues"],
+        "closed": False,
+    }
+    (ada,) = told["people"]
+    assert (ada["labels"], ada["chose_left"]["value"], ada["gold"], ada["with_the_rest"]) == (1, 1, None, None)
+    assert ada["fast"]["value"] == 1 and told["agreement"] is None
+    (chosen,) = app.ask("lead/items", "lin", name="chosen")["items"]
+    assert {"name", "choice", "strength", "seconds", "comment", "edit"} == set(chosen["labels"][0])
+    assert chosen[chosen["labels"][0]["choice"]][0]["content"] == shown["left"]
+    assert (
+        "take no verdict of a lead"
+        in app.ask("lead/adjudicate", "lin", 409, item=chosen["item"], choice="left")["error"]
+    )
+    app.ask("lead/items", "lin", 422, name="disagreements")
+    app.ask("lead/drop", "lin", item=chosen["item"], reason="nonsense")
+    assert app.ask("lead/overview", "lin")["progress"]["done"] == 0 == app.ask("dialogue", "ada")["progress"]["done"]
+    app.ask("lead/access", "lin", name="ada", access="paused")
+    assert "paused" in app.ask("dialogue", "ada", 403)["error"]
+    app.tokens["kim"] = app.ask("lead/invite", "lin", name="kim")["token"]
+    assert app.ask("open", "kim")["phase"] == "say"
+    app.ask("lead/close", "lin", closed=True)
+    assert (
+        app.ask("dialogue", "kim")["progress"]["closed"]
+        and "no more labels" in app.ask("say", "kim", 409, text="x")["error"]
+    )
+    for route in ("overview", "items", "invite", "close"):
+        app.ask(f"lead/{route}", "kim", 403)
+    wire = json.dumps([app.ask("lead/overview", "lin"), app.ask("lead/items", "lin", name="chosen")])
+    assert str(recipe.parent.parent) not in wire and "sft" not in wire and "dpo" not in wire
+
+
 def test_a_killed_server_loses_nothing_that_was_said(recipe: Path, talk: Callable[..., Any]) -> None:
     app = talk("--annotators", "ada")
     shown = _compared(app, "what colour is grass ?")
@@ -156,6 +289,7 @@ def test_a_killed_server_loses_nothing_that_was_said(recipe: Path, talk: Callabl
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "both": (("stages.labels.data=openings",), "data and models are both set"),
+    "repeats": (("stages.labels.repeats=0.1",), "repeats has no effect with models. Leave it out: nobody else sees"),
     "neither": (
         ("stages.labels.models=[]", "stages.labels.live=null", "stages.labels.openings=null"),
         "neither data nor",

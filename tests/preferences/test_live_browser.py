@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import os
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import SIZES, sync_api
+from browsing import Page as Browsing
 
 from pipeline.preferences.anchors import default_url
 from pipeline.preferences.ledger import Ledger
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-SIZES = {"wide": (1280, 800), "phone": (390, 844)}
-PICTURES = os.environ.get("TRUEUP_TEST_PICTURES")
-"""A folder to leave pictures of the page in, for people to look at."""
 
 RECIPE = """
 name: talk
@@ -27,6 +24,7 @@ stages:
     models: [{sft}, {dpo}]
     live: {{labels: 40, turns: 4, max_new_tokens: 6, temperature: 1.2}}
     guidelines: Prefer what is polite.
+    dimensions: [{{name: kind, rated: 3}}]
 compute: {{threads: 1}}
 """
 QUESTION = "which colour has the grass ?"
@@ -48,32 +46,22 @@ def talk(tmp_path: Path, chain: Any, serve: Callable[..., Any], monkeypatch: pyt
     return start
 
 
-class Page:
-    """The page of a person, and what went wrong in it."""
+class Page(Browsing):
+    """The page of a person, opened."""
 
     def __init__(self, browser: Any, app: Any, who: str, size: str = "wide", scheme: str = "light") -> None:
-        width, height = SIZES[size]
-        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)
-        self.wrong: list[str] = []
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+        super().__init__(browser, size, scheme)
         self.page.goto(f"{app.address}/#{app.tokens[who]}")
         self.page.wait_for_selector("#controls:not([hidden])")
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            self.page.keyboard.press(key)
-
-    def read(self, part: str) -> str:
-        return str(self.page.inner_text(part))
 
     def sees(self, part: str, text: str | re.Pattern[str]) -> None:
         sync_api.expect(self.page.locator(part)).to_contain_text(text, timeout=120_000)
 
     def waits_for(self, part: str) -> None:
         self.page.wait_for_selector(f"{part}:not([hidden])")
+
+    def waits_for_answers(self) -> None:
+        sync_api.expect(self.page.locator("#waiting")).not_to_contain_text("Both are answering")
 
     def say(self, text: str) -> None:
         """Say something by keyboard until two answers wait for a choice."""
@@ -84,17 +72,13 @@ class Page:
             if not self.page.is_visible("#compose"):
                 self.press("n")
                 self.waits_for("#compose")
-            sync_api.expect(self.page.locator("#text")).to_be_focused()
+            sync_api.expect(self.page.locator("#said")).to_be_focused()
             self.page.keyboard.type(text)
             before = self.page.locator("#dialogue .turn").count()
             self.press("Enter")
             sync_api.expect(self.page.locator("#dialogue .turn").nth(before)).to_be_visible()
-            self.page.wait_for_selector("#waiting", state="hidden")
+            self.waits_for_answers()
             assert attempt < 20
-
-    def picture(self, name: str) -> None:
-        if PICTURES:
-            self.page.screenshot(path=Path(PICTURES) / f"{name}.png")
 
 
 def test_a_person_talks_chooses_undoes_and_goes_on_with_keys_alone(
@@ -170,7 +154,7 @@ def test_the_page_fits_can_be_read_and_shows_markup_as_text(browser: Any, talk: 
         shown = Page(browser, app, who, size, scheme)
         shown.waits_for("#compose")
         shown.picture(f"live-{size}-{scheme}-begin")
-        shown.page.fill("#text", "<img src=x onerror=alert(1)> **which colour** has the grass ?")
+        shown.page.fill("#said", "<img src=x onerror=alert(1)> **which colour** has the grass ?")
         shown.context.set_offline(who == "mary")
         shown.page.click("#send")
         if who == "mary":
@@ -180,7 +164,7 @@ def test_the_page_fits_can_be_read_and_shows_markup_as_text(browser: Any, talk: 
         shown.sees("#dialogue", "<img src=x onerror=alert(1)> which colour has the grass")
         assert shown.page.locator("#dialogue strong").inner_text() == "which colour"
         assert shown.page.locator("#dialogue img").count() == 0
-        shown.page.wait_for_selector("#waiting", state="hidden")
+        shown.waits_for_answers()
         shown.say(QUESTION)
         shown.press("2")
         shown.press("m")
@@ -200,11 +184,206 @@ def test_the_page_fits_can_be_read_and_shows_markup_as_text(browser: Any, talk: 
         shown.context.close()
 
 
+AXE = next((Path(__file__).parent / "axe").glob("axe-*.min.js"))
+RUN = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
+  .map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(' ').slice(0, 300)}`)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_said_of_the_answers_by_keys_alone_reaches_the_ledger_and_axe_has_nothing_to_say(
+    browser: Any, talk: Callable[..., Any], tmp_path: Path, size: str, scheme: str
+) -> None:
+    app = talk("--annotators", "ada")
+    shown = Page(browser, app, "ada", size, scheme)
+    shown.context.add_init_script(path=AXE)
+    shown.page.reload()
+    shown.waits_for("#compose")
+    wrong: dict[str, list[str]] = {}
+
+    def look(state: str) -> None:
+        shown.picture(f"live-{state}-{size}-{scheme}")
+        if told := shown.page.evaluate(RUN):
+            wrong[state] = told
+
+    look("begin")
+    shown.say(QUESTION)
+    look("choose")
+    shown.press("e")  # nothing is chosen yet
+    shown.sees("#message", "Choose A or B first")
+    shown.press("1", "r", "3", "1", "c")
+    shown.page.keyboard.type("no greeting")
+    look("comment")
+    shown.press("Control+Enter", "e", "Control+a")
+    shown.page.keyboard.type("it is green .")
+    look("edit")
+    shown.press("Control+Enter")
+    shown.sees("#left .turn", "it is green .")
+    shown.sees("#note", "Comment: no greeting")
+    shown.press("d")
+    assert shown.page.locator("#pair mark").count() > 0
+    look("said")
+    shown.press("d", "Enter")
+    shown.sees("#progress", "1 of 40 labels, 1 yours")
+    shown.sees("#dialogue .turn:last-child", "it is green .")
+    shown.say(QUESTION)
+    shown.press("1", "s", "2")
+    assert shown.page.is_visible("#why")
+    look("skip")
+    shown.press("Enter")
+    shown.sees("#message", "Skipped")
+    shown.sees("#progress", "1 of 40 labels, 2 yours")
+    shown.say(QUESTION)
+    before = shown.read("#left .turn"), shown.read("#right .turn")
+    shown.press("f", "Enter")  # a kind is needed
+    assert shown.page.is_visible("#why")
+    shown.press("3")
+    look("flag")
+    shown.press("Enter")
+    shown.sees("#progress", "1 of 40 labels, 3 yours")
+    shown.waits_for_answers()
+    assert before[0] not in shown.read("#dialogue .turn:last-child")
+    if shown.page.is_visible("#compose"):
+        shown.press("Escape")
+    shown.press("u")
+    shown.sees("#message", "taken back")
+    assert (shown.read("#left .turn"), shown.read("#right .turn")) == before
+    look("undone")
+    assert wrong == {}, json.dumps(wrong, indent=1)
+    assert shown.wrong == []
+    shown.context.close()
+    events = Ledger(default_url(tmp_path / "store"), "labels").events()
+    label, skip, flag = (
+        next(event.body for event in events if event.kind == kind) for kind in ("label", "skip", "flag")
+    )
+    assert (label["edit"], label["comment"], skip["reason"], flag["flag"]) == (
+        "it is green .", "no greeting", "I cannot decide", "broken"
+    )  # fmt: skip
+    place, other = ("second", "first") if label["swapped"] else ("first", "second")
+    assert label["ratings"] == {"kind": {place: 3, other: 1}} and label["verdict"] == place
+
+
+def test_what_is_not_saved_outlives_a_reload_a_pause_and_a_killed_server(
+    browser: Any, talk: Callable[..., Any]
+) -> None:
+    app = talk("--annotators", "ada", "--lead", "lin")
+    shown = Page(browser, app, "ada")
+    shown.waits_for("#compose")
+    shown.page.keyboard.type("half a mess")
+    shown.page.reload()
+    sync_api.expect(shown.page.locator("#said")).to_have_value("half a mess")
+    shown.page.fill("#said", "")
+    shown.say(QUESTION)
+    shown.press("2", "2", "c")
+    shown.page.keyboard.type("kept")
+    shown.press("Control+Enter")
+    app.ask("lead/access", "lin", name="ada", access="paused")
+    shown.press("Enter")
+    shown.sees("#message", "is paused: ask who gave you the link. What you chose and wrote is kept in this tab")
+    app.ask("lead/access", "lin", name="ada", access="active")
+    shown.page.reload()
+    shown.sees("#strength", "B is clearly better")
+    shown.sees("#note", "Comment: kept")
+    shown.context.set_offline(True)
+    shown.press("Enter")
+    shown.sees("#message", "You are offline. Nothing you said is lost")
+    shown.press("1")  # what is on its way is not changed
+    shown.sees("#strength", "B is clearly better")
+    app.process.kill()
+    app.process.wait(timeout=800)
+    shown.context.set_offline(False)
+    shown.sees("#message", "The server cannot be reached")
+    talk(port=app.address.rpartition(":")[2])
+    shown.sees("#progress", "1 of 40 labels, 1 yours")
+    app.ask("lead/access", "lin", name="ada", access="revoked")
+    shown.page.wait_for_selector("#compose:not([hidden]), #message:not(:empty)")
+    shown.page.click("#new")
+    shown.sees("#message", "This link is not valid any more: ask for a new one")
+    shown.context.close()
+
+
+def test_keys_and_the_focus_do_what_they_say(browser: Any, talk: Callable[..., Any]) -> None:
+    app = talk("--annotators", "ada")
+    shown = Page(browser, app, "ada")
+    shown.say(QUESTION)
+    shown.press("ArrowRight")
+    shown.sees("#strength", "B is slightly better")
+    shown.page.focus("#raw")
+    shown.press("Enter")  # presses this button, and saves nothing
+    assert shown.page.get_attribute("#raw", "aria-pressed") == "true"
+    shown.sees("#progress", "0 of 40 labels")
+    shown.page.reload()
+    shown.waits_for("#pair")
+    shown.press("1")
+    names = []
+    where = """() => { const e = document.activeElement; const box = e.getBoundingClientRect();
+      const bar = document.getElementById('controls').getBoundingClientRect().top;
+      const name = e.id || e.dataset.choice || e.closest('[id]')?.id || e.tagName;
+      return [name, e === document.body || e.closest('#controls') !== null || box.bottom <= bar + 1]; }"""
+    for _ in range(40):
+        shown.press("Tab")
+        name, is_seen = shown.page.evaluate(where)
+        assert is_seen, name
+        if name == "BODY" or (names and name == names[0]):
+            break
+        if not names or names[-1] != name:
+            names.append(name)
+    order = ["raw", "compared", "left", "right", "dimensions"]  # it begins where the answers are
+    order += ["left", "right", "submit", "skip", "flag", "comment", "undo"]  # the choices, then the actions
+    assert [name for name in names if name in order] == order and names[-1] == "new"
+    assert shown.page.get_attribute("#said", "dir") == "auto"
+    for role in ("banner", "main", "contentinfo"):
+        assert shown.page.get_by_role(role).count() == 1, role
+    shown.page.evaluate("document.querySelector('#left .turn').textContent = 'word '.repeat(3000)")
+    for place in (0, 1500, 10**6):
+        shown.page.evaluate(f"scrollTo(0, {place})")
+        bar = shown.page.locator("#controls").bounding_box()
+        assert bar["y"] + bar["height"] <= 801 and bar["height"] < 0.3 * 800
+    shown.context.close()
+
+
+def test_a_lead_sees_how_dialogues_go_and_what_has_no_meaning_there(browser: Any, talk: Callable[..., Any]) -> None:
+    app = talk("--annotators", "ada", "--lead", "lin")
+    ada = Page(browser, app, "ada")
+    for key in ("1", "s"):
+        ada.say(QUESTION)
+        ada.press(key, "Enter")
+        ada.sees("#progress", "1 of 40 labels, 1 yours" if key == "1" else "1 of 40 labels, 2 yours")
+    ada.context.close()
+    lead = Browsing(browser)
+    lead.context.add_init_script(path=AXE)
+    expect = sync_api.expect
+    lead.page.goto(f"{app.address}/lead#{app.tokens['lin']}")
+    lead.page.wait_for_selector("#item:not([hidden])")
+    expect(lead.page.locator("#progress")).to_have_text("1 of 40 labels")
+    expect(lead.page.locator("#figures")).to_contain_text("nobody else sees a person's dialogue")
+    expect(lead.page.locator("#labels")).to_contain_text("ada skipped it")
+    expect(lead.page.locator("#no-verdict")).to_be_visible()
+    assert not lead.page.is_visible("#choices") and not lead.page.is_visible("#save")
+    assert lead.read("#people thead").split() == ["Person", "Labels", "Per", "hour", "Median", "Fast", "Left", "Link"]
+    assert lead.page.evaluate(RUN) == []
+    lead.page.click("[data-list=chosen]")
+    expect(lead.page.locator("#labels")).to_contain_text("is slightly better")
+    lead.press("1")  # no verdict
+    lead.page.click("#drop")
+    lead.page.click("#sure-ok")
+    expect(lead.page.locator("#message")).to_have_text("The choice is dropped.")
+    expect(lead.page.locator("#progress")).to_have_text("0 of 40 labels")
+    lead.page.click("#people button:has-text('Pause')")
+    expect(lead.page.locator("#message")).to_have_text("ada is paused.")
+    lead.page.click("#close")
+    lead.page.click("#sure-ok")
+    expect(lead.page.locator("#progress")).to_contain_text("closed")
+    lead.picture("live-lead", full=True)
+    assert lead.wrong == []
+    lead.context.close()
+
+
 def _can_be_read(shown: Page) -> None:
     assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     inside = """(name) => { const box = document.querySelector(name).getBoundingClientRect();
       return box.top >= 0 && box.bottom <= innerHeight; }"""
-    for name in ("[data-choice=left]", "[data-choice='both good']", "#submit", "#undo", "#new"):
+    for name in ("[data-choice=left]", "[data-choice='both good']", "#submit", "#skip", "#flag", "#comment", "#undo"):
         assert shown.page.evaluate(inside, name), name
     contrast = """() => {
       const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
@@ -213,7 +392,7 @@ def _can_be_read(shown: Page) -> None:
       const ground = (e) => { for (; e; e = e.parentElement) {
         const c = getComputedStyle(e).backgroundColor; if (!c.endsWith(', 0)')) return c; }
         return 'rgb(255, 255, 255)'; };
-      const parts = ['#progress', '#left .turn', '.turn.user b', 'button[aria-checked="true"]', '#new', '#strength'];
+      const parts = ['#progress', '#left .turn', '.turn.user b', 'button[aria-checked="true"]', '#undo', '#strength'];
       return parts.map((s) => {
         const e = document.querySelector(s);
         const [a, b] = [light(rgb(getComputedStyle(e).color)), light(rgb(ground(e)))].sort((x, y) => y - x);

@@ -6,14 +6,16 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.preferences.agreement import exported
-from pipeline.preferences.events import EventBody
+from pipeline.preferences.details import Choice
+from pipeline.preferences.dimensions import Dimension, SideRating
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
@@ -65,9 +67,16 @@ class Talk:
     def answer(self) -> None:
         answer_all(self.conversations, self.responder, self.conversations.asked())
 
-    def choose(self, side: str, way: Any = "either", who: str = "ada", request: str = "", strength: int = 1) -> Any:
-        label = EventBody(strength=strength, seconds=1.0, request=request)
-        self.conversations.choose(who, self.shown(who)["item"], label, side, way)
+    def choose(
+        self, side: str, way: Any = "either", who: str = "ada", request: str = "", strength: int = 1, **more: Any
+    ) -> Any:
+        choice = Choice(side, strength, 1.0, request, **more)
+        self.conversations.choose(who, self.shown(who)["item"], choice, way)
+        self.answer()
+        return self.shown(who)
+
+    def leave(self, kind: Literal["skip", "flag"], *told: Any, who: str = "ada") -> Any:
+        self.conversations.leave(kind, who, self.shown(who)["item"], *told)
         self.answer()
         return self.shown(who)
 
@@ -171,6 +180,100 @@ def test_both_bad_asks_for_two_new_answers(ledger: Ledger) -> None:
         talk.choose("tie", "again")
 
 
+def test_a_skip_goes_on_with_one_of_the_answers_and_is_taken_back(ledger: Ledger) -> None:
+    talk = Talk(ledger)
+    sides = []
+    for turn in range(5):
+        before = talk.say(f"message {turn}")
+        after = talk.leave("skip", "I cannot decide", f"request {turn}")
+        assert after["phase"] == "say" and after["progress"] == {
+            "done": 0,
+            "wanted": 100,
+            "own": turn + 1,
+            "closed": False,
+        }
+        sides.append("left" if after["turns"][-1]["content"] == before["left"] else "right")
+    assert set(sides) == {"left", "right"}  # by the batch's secret
+    events = ledger.events()
+    assert [event.body["reason"] for event in events if event.kind == "skip"] == ["I cannot decide"] * 5
+    assert Dialogues().take(events).preferred() == {} and talk.rows() == []
+    assert talk.conversations.undo("ada")
+    assert (talk.shown()["phase"], talk.shown()["item"]) == ("choose", before["item"])
+    assert talk.choose("left")["turns"][-1]["content"] == before["left"] and len(talk.rows()) == 1
+
+
+def test_flagged_answers_are_in_no_row_and_both_models_answer_again(ledger: Ledger) -> None:
+    talk = Talk(ledger, Script(lambda model, text, call: f"model {model}, call {call}"))
+    before = talk.say("one")
+    after = talk.leave("flag", "a name", "r", "personal data")
+    assert after["phase"] == "choose" and after["item"] != before["item"]
+    assert after["turns"] == [{"role": "user", "content": "one"}]
+    talk.choose("left")
+    talk.say("two")
+    talk.choose("right")
+    rows = talk.rows()
+    assert len(rows) == 2 and not [text for text in (before["left"], before["right"]) if text in json.dumps(rows)]
+    state = State().take(ledger.events())
+    ((_, flag), *_) = state.answers["ada"].items()
+    assert (flag.kind, flag.reason, flag.details and flag.details.flag) == ("flag", "a name", "personal data")
+    assert exported(Dialogues().take(ledger.events()).items(), state)[1] == {"flagged": 1}
+    for _ in range(3):
+        assert talk.conversations.undo("ada")
+    assert talk.shown()["item"] == before["item"] and talk.choose("right")["progress"]["done"] == 1
+
+
+def test_a_skip_or_flag_that_is_sent_again_counts_once(ledger: Ledger) -> None:
+    talk = Talk(ledger)
+    for kind in ("skip", "flag"):
+        item = talk.say("one")["item"]
+        for _ in range(2):
+            talk.conversations.leave(kind, "ada", item, "", f"request {kind}")
+        talk.answer()
+    kinds = [event.kind for event in ledger.events()]
+    assert (kinds.count("skip"), kinds.count("flag"), kinds.count("answers")) == (1, 1, 3)
+
+
+def test_a_dialogue_goes_on_with_the_answer_as_it_was_edited(ledger: Ledger) -> None:
+    responder = Script(lambda model, text, call: f"model {model} says {text}")
+    talk = Talk(ledger, responder, dimensions=[Dimension(name="kind", rated=3), Dimension(name="true")])
+    shown = talk.say("one")
+    side, other = _side_of(shown, 1), _side_of(shown, 0)
+    ratings = {"kind": SideRating(**{side: 3, other: 1}), "true": SideRating(better=side)}  # type: ignore[arg-type]
+    after = talk.choose(side, edit="as I want it", comment="too long", ratings=ratings)
+    assert after["turns"][-1] == {"role": "assistant", "content": "as I want it"}
+    talk.say("two")
+    assert responder.asked[-1][1][1] == {"role": "assistant", "content": "as I want it"}
+    talk.choose("left")
+    first, second = talk.rows()
+    assert first["chosen"][0]["content"] == "as I want it" and first["rejected"][0]["content"] == shown[other]
+    assert [turn["content"] for turn in second["prompt"]] == ["one", "as I want it", "two"]
+    (label, *_) = [event.body for event in ledger.events() if event.kind == "label"]
+    place = "first" if label["verdict"] == "first" else "second"
+    opposite = {"first": "second", "second": "first"}[place]
+    assert label["comment"] == "too long" and label["ratings"] == {
+        "kind": {place: 3, opposite: 1},
+        "true": {"better": place},
+    }
+    assert talk.conversations.undo("ada") and talk.conversations.undo("ada")
+    assert talk.choose(side)["turns"][-1]["content"] == shown[side]  # the edit went with the choice
+
+
+def test_a_dropped_choice_makes_no_row_and_another_takes_its_place(ledger: Ledger) -> None:
+    talk = Talk(ledger, labels=1)
+    talk.say("one")
+    assert talk.choose("left")["progress"]["done"] == 1
+    queue = LabelQueue(Batch(Dialogues().take(ledger.events()).items(), total=1), ledger)
+    assert queue.progress()["done"] == 1
+    queue.drop(queue.batch.items[0].id, "nonsense", by="lin")
+    assert queue.progress()["done"] == 0 and talk.shown()["progress"]["done"] == 0 and talk.rows() == []
+    talk.say("two")
+    talk.choose("left")
+    dialogues = Dialogues().take(ledger.events())
+    dropped = State().take(ledger.events()).dropped
+    assert sum(of for _, of in dialogues.preferred().values()) == 4
+    assert sum(of for _, of in dialogues.preferred(dropped).values()) == 2
+
+
 def test_equal_answers_are_told_and_not_compared(ledger: Ledger) -> None:
     talk = Talk(ledger, Script(lambda model, text, call: "the same" + " " * model))
     shown = talk.say("one")
@@ -259,10 +362,10 @@ def test_requests_that_are_sent_again_count_once(ledger: Ledger) -> None:
     for _ in range(2):
         talk.conversations.say("ada", "one", "b")
     talk.answer()
-    label = EventBody(strength=1, seconds=1.0, request="c")
+    choice = Choice("left", request="c")
     item = talk.shown()["item"]
     for _ in range(2):
-        talk.conversations.choose("ada", item, label, "left", "either")
+        talk.conversations.choose("ada", item, choice, "either")
     for _ in range(2):
         assert talk.conversations.undo("ada", "d")
     kinds = [event.kind for event in ledger.events()]
@@ -348,10 +451,14 @@ REFUSED: dict[str, Callable[[Talk], object]] = {
     "1 to 8000": lambda talk: talk.conversations.say("ada", " "),
     "has 8,001 characters": lambda talk: talk.conversations.say("ada", "x" * 8001),
     "does not wait for a message": lambda talk: talk.conversations.say("ada", "x"),
-    "do not wait for a choice": lambda talk: talk.conversations.choose("ada", "0" * 16, EventBody(), "left", "either"),
-    "does not wait for a choice": lambda talk: talk.conversations.choose(
-        "eve", "0" * 16, EventBody(), "left", "either"
-    ),
+    "do not wait for a choice": lambda talk: talk.conversations.choose("ada", "0" * 16, Choice("left"), "either"),
+    "does not wait for a choice": lambda talk: talk.conversations.choose("eve", "0" * 16, Choice("left"), "either"),
+    "two new answers are asked for": lambda talk: talk.conversations.choose("ada", "0" * 16, Choice("tie"), "again"),
+    "no dimension is called 'kind'": lambda talk: talk.choose("left", ratings={"kind": SideRating(left=1)}),
+    "an edited answer and the choice 'tie'": lambda talk: talk.choose("tie", edit="mine"),
+    "is empty or one of the two": lambda talk: talk.choose("left", edit=talk.shown()["right"]),
+    "do not wait for a choice. Reload": lambda talk: talk.conversations.leave("skip", "ada", "0" * 16),
+    "the batch was closed": lambda talk: (LabelQueue(Batch(()), talk.ledger).close(), talk.leave("flag")),
 }
 
 
@@ -392,6 +499,54 @@ def test_sides_and_models_are_drawn_by_the_secret_and_nothing_that_is_sent_names
     assert len({frozenset(shown) for shown in sent}) == 1
 
 
+def test_no_reply_tells_an_attacker_on_which_side_a_model_is(ledger: Ledger) -> None:
+    """Whoever knows the rules but not the secret guesses from ids, lengths, order, numbers and what was said before."""
+    texts = Random(0)
+    talk = Talk(ledger, Script(lambda model, text, call: f"model {model} says {texts.random()}"), labels=1000)
+    answering, guesses, sides = set(), [], []
+    before = ""
+    for number in range(200):
+        if talk.shown()["phase"] in ("none", "over"):
+            talk.conversations.open("ada")
+        talk.conversations.say("ada", f"message {number % 10}")
+        waits = talk.shown()
+        answering.add((waits["phase"], waits["item"], waits["left"], waits["right"], waits["note"], frozenset(waits)))
+        talk.answer()
+        shown = talk.shown()
+        is_first_left = shown["left"][6] == "0"
+        reply = json.dumps(shown)
+        guesses.append(
+            {
+                "parity of the id": int(shown["item"], 16) % 2 == 0,
+                "size of the id": int(shown["item"], 16) < 2**63,
+                "length of the reply": len(reply) % 2 == 0,
+                "order of the texts": shown["left"][16:] < shown["right"][16:],
+                "number of the message": number % 2 == 0,
+                "messages left": shown["left_messages"] % 2 == 0,
+                "side of before": bool(sides) and sides[-1],
+                "id of before": shown["item"] > before,
+            }
+        )
+        sides.append(is_first_left)
+        before = shown["item"]
+        act = number % 4
+        if act == 0:
+            after = talk.leave("skip")
+            goes_on_left = after["turns"][-1]["content"] == shown["left"]
+            guesses[-1]["what a skip goes on with"] = goes_on_left
+        elif act == 1:
+            after = talk.leave("flag", "", "", "broken")
+            guesses[-1]["side after a flag"] = after["left"][6] == "0"
+            talk.choose("left")
+        else:
+            talk.choose("right" if act == 2 else "tie")
+    assert answering == {("answering", "", "", "", "", frozenset(talk.shown()))}  # nothing while they answer
+    for name in {name for guess in guesses for name in guess}:
+        hits = [guess[name] == side for guess, side in zip(guesses, sides, strict=True) if name in guess]
+        # 4 standard deviations of a coin: 0.14 of 200 guesses, 0.28 of 50.
+        assert abs(sum(hits) / len(hits) - 0.5) < 4 * 0.5 / len(hits) ** 0.5, name
+
+
 def test_another_batch_has_other_sides(tmp_path: Path) -> None:
     told = []
     for name in ("one", "two"):
@@ -430,7 +585,8 @@ def test_choices_between_checkpoints_of_before_count_and_are_told(ledger: Ledger
         talk.choose(side)
     sources = [SimpleNamespace(ref=ref, fingerprint=letter * 64) for ref, letter in (("sft", "a"), ("dpo", "c"))]
     notes: list[str] = []
-    shares = _preferred(cast(Any, SimpleNamespace(inputs={"models": sources}, note=notes.append)), ledger.events())
+    context = cast(Any, SimpleNamespace(inputs={"models": sources}, note=notes.append))
+    shares = _preferred(context, ledger.events(), ())
     assert shares.keys() == {"preferred/sft " + "a" * 12, "preferred/dpo " + "b" * 12} and sum(shares.values()) == 1
     assert notes == [
         f"people also talked with dpo {'b' * 12}, which the recipe does not name now: these choices count too"

@@ -15,8 +15,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.preferences.candidates import _has_scores, chosen_pairs, pairs_to_label
 from pipeline.preferences.items import items_of
-from pipeline.preferences.pair_choice import ChosenPair, PairChoice, PairRule, choose_group, choose_pairs
 from pipeline.records.loading import LoadedRows
+from pipeline.records.pair_choice import ChosenPair, PairChoice, PairRule, choose_group, choose_pairs
 
 TENTHS = 10
 Drawn = TypeVar("Drawn")

@@ -206,7 +206,56 @@ def test_answers_too_long_to_compare_are_shown_and_said_to_be(browser: Any, open
     assert "too long to compare" in shown.read("#legend") and shown.read("#left .raw").startswith(("word", "other"))
 
 
+FORMULAS = {
+    "$$x^2$$ where x is nice\n\n**rest**": (1, "where x is nice", 1),
+    "$$ is money, and this never ends\n\nsecond **line**": (0, "$$ is money", 1),
+    "so $$\\frac{1}{2}$$ is **half**": (1, "so ", 1),
+    "so \\[\\frac{1}{2}\\] is **half**": (1, "so ", 1),
+    "- $$x$$ is\n- \\[y\\] and \\(z\\) are **these**": (3, "are these", 1),
+    "$$\n\\begin{aligned}a &= b\\\\\nc &= d\\end{aligned}\n$$\n\n**after**": (1, "after", 1),
+    "\\\\[ no formula \\\\], `$$x$$`, $5 and $6 **each**": (0, "\\[ no formula \\]", 1),
+}
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_formulas_are_shown_wherever_models_write_them_and_end_where_they_end(
+    browser: Any, open_with: Callable[..., Any], text: str
+) -> None:
+    app = open_with("q", text, "other")
+    shown = Page(browser)
+    shown.open(app, "ada")
+    formulas, words, bold = FORMULAS[text]
+    answer = shown.page.locator("article", has_text=words)
+    assert (answer.locator("math").count(), answer.locator("strong").count()) == (formulas, bold)
+    assert shown.wrong == []
+    shown.context.close()
+
+
+def test_texts_that_take_too_long_to_render_are_shown_as_they_are_in_words(
+    browser: Any, open_with: Callable[..., Any]
+) -> None:
+    app = open_with("**q**", "**a**\n" * 3001, "$x$ " * 600 + "$\\begin{matrix}" + "a&" * 1600 + "\\end{matrix}$")
+    shown = Page(browser)
+    shown.open(app, "ada")
+    lines = shown.page.locator("article", has_text="**a**")
+    assert "Too long to be rendered: as it was written." in lines.inner_text() and lines.locator("strong").count() == 0
+    assert shown.page.locator("article math").count() == 500 and shown.page.locator("article code").count() == 101
+    shown.press("m")
+    assert "Too long to be rendered" not in shown.read("#pair")
+    assert shown.wrong == []
+
+
+def test_stacked_accents_stay_in_their_answer(browser: Any, open_with: Callable[..., Any]) -> None:
+    app = open_with("q", "a" + "\u0301" * 300, "b")
+    shown = Page(browser)
+    shown.open(app, "ada")
+    assert {one.evaluate("e => getComputedStyle(e).overflowY") for one in shown.page.locator(".turn").all()} == {"clip"}
+
+
 ODD = {
+    "lines with dollars": "$$ a\n" * 30_000,
+    "one wide formula": "$\\begin{matrix}" + "a&" * 20_000 + "\\end{matrix}$",
+    "many short lines": "a\n" * 20_000,
     "nested deeply": "> " * 5000 + "deep",
     "open brackets": "[" * 20000,
     "a formula in braces": "$" + "{" * 5000 + "}" * 5000 + "$",

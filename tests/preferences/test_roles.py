@@ -204,3 +204,18 @@ def test_a_ledger_that_is_out_of_reach_is_no_answer_of_the_person(in_process: Ca
     started.queue.ledger.events = unavailable
     told = started.ask("next", "ada", 503)
     assert "secret" not in told["error"] and "again" in told["error"]
+
+
+def test_names_that_look_equal_are_one_and_odd_ones_are_refused(people: Path, call: Any, tmp_path: Path) -> None:
+    start = ("labels", "people", people, "labels", "--ledger", f"sqlite:///{tmp_path / 'l.db'}")
+    told = call(*start, "--add", " Andr\u00e9", "--add", "Andre\u0301 ", cwd=people.parent)
+    assert (
+        told.returncode == 0 and told.stdout.count("#") == 1 and told.stdout.splitlines()[-1] == "Andr\u00e9 (active)"
+    )
+    assert "paused" in call(*start, "--pause", "Andre\u0301", cwd=people.parent).stdout
+    for name in ("ada,grace", "a\u202eb", "a\u200bb", "x" * 65, " ", "a\tb"):
+        assert call(*start, "--add", name, cwd=people.parent).returncode == 2
+    for address in ("junk", "ftp://host", "http://", "http://host/#x", "http://ho st", "http://host:port"):
+        refused = call(*start, "--add", "ada", "--url", address, cwd=people.parent)
+        assert refused.returncode == 2 and "--url" in refused.stderr, address
+    assert "ada" not in call(*start, cwd=people.parent).stdout

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.preferences.connections import ConnectionLimits
+from pipeline.preferences.gate import Hosts
 from pipeline.preferences.items import items_of
 from pipeline.preferences.labels import Batch
 from pipeline.preferences.ledger import Ledger
@@ -177,7 +178,21 @@ def test_ten_thousand_wrong_links_are_refused_and_who_has_one_is_served(in_proce
     assert app.ask("hello", "grace")["annotator"] == "grace"  # a new link, too
 
 
+def test_who_guesses_chooses_no_address_of_their_own(in_process: Callable[..., Any]) -> None:
+    """Behind a proxy its header says who asks; without one, whoever sends it would never be slowed down."""
+    behind = Hosts.of("127.0.0.1", "https://labels.example.org")
+    for hosts, last in ((Hosts(), 429), (behind, 401)):
+        app = _app(in_process, hosts=hosts)
+        for n in range(40):
+            guess = {"Authorization": f"Bearer guess-{n}", "X_Forwarded_For": f"192.0.2.{n}"}
+            code, _ = app.send("/api/hello", Content_Type="application/json", **guess)
+        assert code == last
+
+
 PATHS = (
+    "/lead/",
+    "/app.js/",
+    "//lead/",
     "/../../../../etc/passwd",
     "/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
     "/..%2f..%2f..%2fetc%2fpasswd",
@@ -249,7 +264,18 @@ def test_no_log_contains_a_token(
 
 def test_every_page_forbids_foreign_scripts_and_has_none_inside(in_process: Callable[..., Any]) -> None:
     app = _app(in_process)
-    for path in ("/", "/lead", "/app.js", "/style.css", "/lead.js", "/lead.css", "/healthz", "/nothing", "/api/hello"):
+    for path in (
+        "/",
+        "/lead",
+        "/app.js",
+        "/style.css",
+        "/lead.js",
+        "/lead.css",
+        "/healthz",
+        "/nothing",
+        "/lead/",
+        "/api/hello",
+    ):
         connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=800)
         connection.request("GET", path)
         headers = dict(connection.getresponse().getheaders())

@@ -132,6 +132,34 @@ def test_answers_are_forecast_by_how_many_there_are_and_how_often_they_are_read(
     assert report.tokens == 24 * report.longest * (3 + 1)  # three models, and the greedy baseline
 
 
+def test_a_best_of_n_is_forecast_by_the_answers_that_its_reward_models_read(tiny_recipe: Path, tmp_path: Path) -> None:
+    load_all()
+    text = tiny_recipe.read_text(encoding="utf-8")
+    stages = (
+        "  drawn: {kind: sample, data: asks, models: [sft, dpo], n: 2, limit: 10}\n"
+        "  choice: {kind: best_of_n, data: compared, reward: rm}\n"
+        "  by_hand: {kind: best_of_n, data: written, reward: [rm, {function: gold.py:gold}]}\n"
+        "  by_function: {kind: best_of_n, data: written, reward: {function: gold.py:gold}}\n"
+    )
+    asks = [{"role": "user", "content": "a" * 30}]
+    answers = [{"text": "b" * 9}, {"text": "c" * 60}]  # with the prompt 39 and 90 characters
+    rows = [{"prompt": asks, "candidates": answers}] * 4
+    (tiny_recipe.parent / "written.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = "  compared: {artifact: drawn, file: candidates.jsonl}\n  written: {path: written.jsonl}\n"
+    text = text.replace("compute:", f"{stages}compute:").replace("stages:\n", f"{sources}stages:\n", 1)
+    tiny_recipe.write_text(text, encoding="utf-8")
+    store = Store(tmp_path / "store")
+    needs = {one.stage.spec.name: one for one in forecasts(make_plan(load(tiny_recipe), store), store)[0]}
+    pending, read = needs["choice"], needs["by_hand"]
+    assert "by_function" not in needs  # no model computes anything
+    assert pending.tokens == needs["drawn"].tokens == 10 * needs["drawn"].longest * 4
+    assert pending.flops == needs["drawn"].flops and pending.trained == 0  # one pass of the reward model each
+    # Two turns of 5 tokens, and 3 characters a token: answers of 39 and of 90 characters.
+    assert read.tokens == pytest.approx(4 * (39 + 90) / 3 + 8 * 2 * 5)
+    assert read.longest == 90 // 3 + 2 * 5
+    assert read.memory.peak > read.memory.weights == 4 * read.shape.parameters
+
+
 def test_a_pipeline_shares_weights_gradients_and_optimizer_out_and_counts_as_one_process(planned: Any) -> None:
     needs = []
     for more in ((), ("stages.base.compute.processes=2", "stages.base.compute.pipeline_parallel=2")):

@@ -450,6 +450,12 @@ def test_what_is_no_list_of_answers_is_a_bad_row(answers: Any) -> None:
         shaped({"prompt": "Hi", "candidates": answers}, "candidates", "candidates")
 
 
+def test_half_a_surrogate_pair_in_a_candidate_is_a_bad_row() -> None:
+    with pytest.raises(BadRowError, match="the text of a candidate holds half of a surrogate pair"):
+        shaped({"prompt": "Hi", "candidates": [{"text": "Yes"}, {"text": "No \ud83d"}]}, "candidates", "candidates")
+    assert shaped({"prompt": "Hi", "candidates": [{"text": ""}]}, "candidates", "candidates")["candidates"]
+
+
 def test_how_a_pair_was_chosen_is_no_column_that_is_missed() -> None:
     seen = Unused("preference")
     row = {"prompt": "Hi", "chosen": "Yes", "rejected": "No", "propensity": 0.5}

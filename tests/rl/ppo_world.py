@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from pipeline.models.generate.decode import GenerationSettings
+from pipeline.models.generate.engines.batched import BatchedEngine
+from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.rl.policy.build import build_policy
 from pipeline.rl.policy.policy import Policy
 from pipeline.rl.ppo.settings import PPOSettings
 from pipeline.rl.ppo.trainer import PPOTrainer
-from pipeline.rl.rollout.engines import BatchedEngine
 from pipeline.rl.rollout.episodes import Episode, Prompt, pack
 
 VOCABULARY, EOS, X = 32, 1, 7
@@ -114,8 +116,10 @@ def trainer_of(
         settings=chosen,
         prompts=[Prompt({"prompt": []}, tuple(prompt)) for prompt in prompts],
         score=score,
-        engine=BatchedEngine(chosen.max_new_tokens, tuple(eos_ids), pad_id, temperature=chosen.temperature),
-        eos_ids=eos_ids,
+        engine=BatchedEngine(),
+        generation=GenerationSettings(
+            chosen.max_new_tokens, list(eos_ids), pad_id, Sampling(temperature=chosen.temperature)
+        ),
         decode_text=lambda ids: " ".join(map(str, ids)),
         seed=seed,
         **own,

@@ -13,12 +13,14 @@ import torch
 from ppo_world import EOS, PROMPTS, language_model, policy_of, trainer_of
 
 from pipeline.errors import PipelineError
+from pipeline.models.generate.decode import GenerationSettings
+from pipeline.models.generate.engines.batched import BatchedEngine
+from pipeline.models.generate.engines.engine import Sampled
 from pipeline.rl.policy.build import build_policy, check_policy
 from pipeline.rl.ppo.state import load_state, save_state
-from pipeline.rl.rollout.engines import BatchedEngine, Sampled
 from pipeline.rl.rollout.episodes import Prompt
 
-ENGINE = BatchedEngine(6, (EOS,), 0)
+ENGINE, SETTINGS = BatchedEngine(), GenerationSettings(6, EOS, 0)
 ASKED = [Prompt({}, tuple(prompt)) for prompt in PROMPTS]
 
 
@@ -26,34 +28,34 @@ ASKED = [Prompt({}, tuple(prompt)) for prompt in PROMPTS]
 @pytest.mark.parametrize("kind", ["full", "lora", "cut"])
 def test_what_is_sampled_is_what_scoring_finds_likeliest(kind: str, precision: torch.dtype) -> None:
     policy = policy_of(kind, spread=0.5, precision=precision)
-    assert check_policy(policy, ENGINE, ASKED, (EOS,)) == ""  # the cached lower half is kept too
+    assert check_policy(policy, ENGINE, ASKED, SETTINGS) == ""  # the cached lower half is kept too
 
 
 def test_sampling_and_scoring_may_be_a_few_roundings_apart() -> None:
-    def in_fp32(model: Any, prompts: Any, **options: Any) -> Sampled:
+    def in_fp32(model: Any, prompts: Any, *how: Any) -> Sampled:
         with torch.autocast("cpu", enabled=False):
-            return BatchedEngine(20, (), 0)(model, prompts, **options)
+            return ENGINE(model, prompts, *how)
 
     # Of 2,000 logits the best two are often closer than bf16 tells apart: here by up to 0.25.
     policy = build_policy(language_model(spread=0.5, vocabulary=2000), precision=torch.bfloat16)
-    assert check_policy(policy, in_fp32, ASKED, ()) == ""
+    assert check_policy(policy, in_fp32, ASKED, GenerationSettings(20, [], 0)) == ""
 
 
 def test_an_engine_that_samples_something_else_is_still_found() -> None:
-    def wrong(model: Any, prompts: Any, **options: Any) -> Sampled:
+    def wrong(model: Any, prompts: Any, *how: Any) -> Sampled:
         return Sampled([[2, 3, 4] for _ in prompts])
 
     with pytest.raises(PipelineError, match="a greedy response is not what a forward pass finds likeliest"):
-        check_policy(policy_of("full", spread=0.5, precision=torch.bfloat16), wrong, ASKED, (EOS,))
+        check_policy(policy_of("full", spread=0.5, precision=torch.bfloat16), wrong, ASKED, SETTINGS)
 
 
 def test_responses_are_sampled_in_the_precision_they_are_scored_in() -> None:
     policy = policy_of("full", precision=torch.bfloat16)
     seen = []
 
-    def engine(model: Any, prompts: Any, **options: Any) -> Sampled:
+    def engine(model: Any, prompts: Any, *how: Any) -> Sampled:
         seen.append(torch.is_autocast_enabled("cpu"))
-        return ENGINE(model, prompts, **options)
+        return ENGINE(model, prompts, *how)
 
     trainer = trainer_of(policy)
     trainer.engine = engine
@@ -66,10 +68,10 @@ def test_responses_are_sampled_in_the_precision_they_are_scored_in() -> None:
 def test_steps_in_fp16_are_those_of_fp32_but_for_rounding() -> None:
     moved, sampled = [], []
 
-    def engine(model: Any, prompts: Any, **options: Any) -> Sampled:
+    def engine(model: Any, prompts: Any, *how: Any) -> Sampled:
         # Both learn from the same responses: rounding may turn a sampled token, on one processor and not on another.
         if not sampled:
-            sampled.append(ENGINE(model, prompts, **options))
+            sampled.append(ENGINE(model, prompts, *how))
         return sampled[0]
 
     for precision in (None, torch.float16):

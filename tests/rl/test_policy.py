@@ -26,10 +26,12 @@ from ppo_world import (
 )
 
 from pipeline.errors import PipelineError
+from pipeline.models.generate.decode import GenerationSettings
+from pipeline.models.generate.engines.batched import BatchedEngine
+from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.adapters import attach
 from pipeline.rl.policy.build import build_policy, check_policy
 from pipeline.rl.policy.policy import Policy
-from pipeline.rl.rollout.engines import BatchedEngine
 from pipeline.rl.rollout.episodes import Episode, MicroBatch, Prompt, pack
 
 KINDS = ("full", "separate", "lora", "cut")
@@ -203,12 +205,13 @@ def test_training_with_the_cache_takes_the_steps_of_training_without() -> None:
 
 def test_a_cache_that_does_not_reproduce_the_model_is_switched_off_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of("cut")
-    prompts, engine = [Prompt({}, prompt) for prompt in PROMPTS], BatchedEngine(4, (EOS,), 0)
-    assert check_policy(policy, engine, prompts, (EOS,)) == ""
+    prompts, engine = [Prompt({}, prompt) for prompt in PROMPTS], BatchedEngine()
+    settings = GenerationSettings(4, EOS, 0)
+    assert check_policy(policy, engine, prompts, settings) == ""
     assert policy.cut == 1
     lower_states = Policy.lower_states
     monkeypatch.setattr(Policy, "lower_states", lambda self, ids: 1.1 * lower_states(self, ids))
-    assert "lower layers are not cached" in check_policy(policy, engine, prompts, (EOS,))
+    assert "lower layers are not cached" in check_policy(policy, engine, prompts, settings)
     assert policy.cut is None
 
 
@@ -223,7 +226,8 @@ def test_scoring_that_disagrees_with_sampling_is_found_before_training(monkeypat
 
     monkeypatch.setattr(Policy, "_head", shifted)
     with pytest.raises(PipelineError, match="a greedy response is not what a forward pass finds likeliest"):
-        check_policy(policy, BatchedEngine(4, (EOS,), 0), [Prompt({}, prompt) for prompt in PROMPTS], (EOS,))
+        prompts = [Prompt({}, prompt) for prompt in PROMPTS]
+        check_policy(policy, BatchedEngine(), prompts, GenerationSettings(4, EOS, 0))
 
 
 def test_layers_that_cannot_be_halved_and_a_missing_start_are_refused() -> None:
@@ -241,13 +245,13 @@ def test_sampling_folds_the_adapter_in_and_takes_it_out_bit_for_bit(kind: str) -
         for name, parameter in policy.model.named_parameters():
             if "lora_B.default" in name:
                 parameter.normal_(std=0.2)
-    engine = BatchedEngine(12, (EOS,), 0)
-    unmerged = engine(policy.model, PROMPTS, seed=0, places=range(8), greedy=True)
+    engine, greedy = BatchedEngine(), GenerationSettings(12, EOS, 0, Sampling(greedy=True))
+    unmerged = engine(policy.model, PROMPTS, greedy, range(8))
     kept = {name: tensor.clone() for name, tensor in policy.model.state_dict().items()}
     logits = policy.model(input_ids=torch.tensor([PROMPTS[0]])).logits
     with policy.sampling() as model:
         assert any(not torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items())
-        merged = engine(model, PROMPTS, seed=0, places=range(8), greedy=True)
+        merged = engine(model, PROMPTS, greedy, range(8))
         assert torch.allclose(model(input_ids=torch.tensor([PROMPTS[0]])).logits, logits, atol=1e-5)
     assert merged == unmerged
     for name, tensor in policy.model.state_dict().items():

@@ -26,13 +26,15 @@ from ppo_world import (
     without_seconds,
 )
 
+from pipeline.models.generate.engines.batched import BatchedEngine
+from pipeline.models.generate.engines.engine import Sampled
 from pipeline.parallel.ranks import Ranks
 from pipeline.rl.policy.policy import Outputs, Policy
 from pipeline.rl.ppo.control import KLController, ScoreScale
 from pipeline.rl.ppo.loss import policy_loss, value_loss
 from pipeline.rl.ppo.measures import UpdateSums, of_engine, of_rollout
-from pipeline.rl.rollout.engines import BatchedEngine, Sampled, prompt_order
 from pipeline.rl.rollout.episodes import Episode, MicroBatch, pack
+from pipeline.rl.rollout.rollouts import prompt_order
 
 
 def _gradients_of_a_step(token_budget: int, **settings: Any) -> dict[str, torch.Tensor]:
@@ -241,8 +243,8 @@ def test_without_a_price_the_reference_runs_at_the_start_and_at_evaluations_only
 def test_tokens_of_an_engine_with_another_law_are_weighed_by_the_ratio_of_the_two() -> None:
     other = language_model(seed=3)
 
-    def engine(model: Any, prompts: Any, *, seed: int, places: Any, greedy: bool = False) -> Sampled:
-        sample = BatchedEngine(6, (EOS,), 0)(other, prompts, seed=seed, places=places, greedy=greedy)
+    def engine(model: Any, prompts: Any, *how: Any) -> Sampled:
+        sample = BatchedEngine()(other, prompts, *how)
         rows = [Episode(0, {}, p, r, False, "") for p, r in zip(prompts, sample.responses, strict=True)]
         return Sampled(sample.responses, [naive_logp(other, row).tolist() for row in rows])
 
@@ -556,7 +558,7 @@ def test_what_is_cut_of_scores_and_the_mean_ratio_are_told() -> None:
 
 
 def test_a_response_without_tokens_counts_as_its_end_alone() -> None:
-    def engine(model: Any, prompts: Any, *, seed: int, places: Any, greedy: bool = False) -> Sampled:
+    def engine(model: Any, prompts: Any, settings: Any, places: Any) -> Sampled:
         return Sampled([[] if place % 2 else [5, EOS] for place in places])
 
     trainer = trainer_of()

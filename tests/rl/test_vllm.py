@@ -9,12 +9,14 @@ import torch
 from ppo_world import EOS, PROMPTS, language_model, lora
 from scipy import stats
 
+from pipeline.models.generate.decode import GenerationSettings
+from pipeline.models.generate.engines.vllm import VLLMEngine, why_no_vllm
+from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.adapters import attach
 from pipeline.rl.policy.build import build_policy
 from pipeline.rl.policy.policy import Policy
-from pipeline.rl.rollout.engines import roll_out
 from pipeline.rl.rollout.episodes import Episode, Prompt, pack
-from pipeline.rl.rollout.vllm import VLLMEngine, why_no_vllm
+from pipeline.rl.rollout.rollouts import roll_out
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -38,17 +40,18 @@ def policy() -> Policy:
 @pytest.fixture(scope="module")
 def engine(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> VLLMEngine:
     """vLLM, started with weights the policy no longer has."""
-    if missing := why_no_vllm(policy):
+    if missing := why_no_vllm(policy.device.type):
         pytest.skip(missing)
     folder = tmp_path_factory.mktemp("model")
     language_model(seed=9, hidden=HIDDEN).save_pretrained(folder)
     policy.model.get_base_model().name_or_path = str(folder)
-    return VLLMEngine(policy.model.get_base_model(), 2, (EOS,), longest=8)
+    return VLLMEngine.of_policy(policy.model.get_base_model(), 10)
 
 
-def _sampled(policy: Policy, engine: VLLMEngine, prompts: list[tuple[int, ...]], **more: Any) -> Any:
+def _sampled(policy: Policy, engine: VLLMEngine, prompts: list[tuple[int, ...]], **sampling: Any) -> Any:
     with policy.sampling() as model:
-        return engine(model, prompts, **{"seed": 1, "places": range(len(prompts)), **more})
+        settings = GenerationSettings(2, EOS, 0, Sampling(**sampling), seed=1)
+        return engine(model, prompts, settings, range(len(prompts)))
 
 
 def _law(policy: Policy, prompt: tuple[int, ...], first: int) -> torch.Tensor:
@@ -73,7 +76,8 @@ def test_it_samples_from_the_law_of_the_weights_it_was_given(policy: Policy, eng
 
 def test_its_log_probabilities_are_the_scored_ones(policy: Policy, engine: VLLMEngine) -> None:
     prompts = [(place, Prompt({}, ids)) for place, ids in enumerate(PROMPTS)]
-    episodes = roll_out(policy.sampling(), engine, prompts, seed=3, eos_ids=(EOS,), decode_text=lambda ids: "")
+    settings = GenerationSettings(2, EOS, 0, seed=3)
+    episodes = roll_out(policy.sampling(), engine, prompts, settings=settings, decode_text=lambda ids: "")
     with torch.no_grad():
         scored_N = policy.forward(pack(episodes, policy.device), values=False).logp_N
     own_N = torch.cat([episode.sampled_T for episode in episodes])

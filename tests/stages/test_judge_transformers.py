@@ -7,22 +7,16 @@ it must say is computed beside it, by a plain forward pass.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ports import free_port
-from waiting import until
+from model_server import served
 
 from pipeline.evaluation.judges.endpoint import Endpoint
 from pipeline.evaluation.judges.pairs import pairs_of
@@ -33,34 +27,6 @@ MODELS = Path(os.environ.get("TRUEUP_REAL_MODELS") or Path(__file__).parents[3] 
 SMOLLM = MODELS / "smollm2-135m-instruct"
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serve")]
-
-
-@contextlib.contextmanager
-def _served(folder: Path, home: Path) -> Iterator[str]:
-    """Serve a checkpoint until the block ends; yield the base URL."""
-    (home / "hub").mkdir(parents=True)  # without it the list of models is an error of the server
-    port = free_port()
-    line = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder)]
-    line += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(line, env=environment, stdout=log, stderr=log, start_new_session=True)
-        try:
-            until(lambda: _is_up(port) or server.poll() is not None, "a server")
-            assert server.poll() is None, (home / "log").read_text()
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def _is_up(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -111,7 +77,7 @@ def test_a_served_checkpoint_judges_as_the_model_itself_does(
     a, b = (str(tokenizer.encode(letter, add_special_tokens=False)[0]) for letter in "AB")
     settings["parameters"] = {"logit_bias": {a: 50.0, b: 50.0 + split}}
     rows = write_jsonl(tmp_path / "rows.jsonl", _rows())
-    with _served(folder, tmp_path / "home") as url:
+    with served(folder, tmp_path / "home") as url:
 
         def judge(name: str) -> Any:
             out = tmp_path / "store" / ".work" / name
@@ -152,7 +118,7 @@ def test_an_instruction_tuned_model_judges_real_pairs(
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     _, tokenizer = load_plain(SMOLLM)
     bias = {str(tokenizer.encode(letter, add_special_tokens=False)[0]): 50.0 for letter in "AB"}
-    with _served(SMOLLM, tmp_path / "home") as url:
+    with served(SMOLLM, tmp_path / "home") as url:
         endpoint = {"url": url, "model": str(SMOLLM), "max_tokens": 24, "parallel": 1, "timeout_s": 600}
 
         def judge(name: str, **more: Any) -> list[dict[str, Any]]:

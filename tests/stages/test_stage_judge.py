@@ -20,7 +20,7 @@ from waiting import until
 
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
-from pipeline.evaluation.judges.cache import ReplyCache
+from pipeline.evaluation.judges.endpoint import cache_of
 from pipeline.evaluation.judges.pairs import pairs_of
 from pipeline.plan import make_plan
 from pipeline.preflight import check_plan
@@ -431,7 +431,7 @@ def test_a_server_that_is_not_there_or_knows_nobody_is_given_up_at_once(
     assert "HTTP 401: wrong key …" in problem
     assert len(server.asked) <= 3
     assert set(server.keys) == {"Bearer sk-very-secret"}
-    told = [*ran.out.parent.rglob("*"), ReplyCache(ran.work.parents[2]).file]
+    told = [*ran.out.parent.rglob("*"), cache_of(ran.work.parents[2]).file]
     assert all(b"sk-very-secret" not in file.read_bytes() for file in told if file.is_file())
     assert "sk-very-secret" not in f"{ran.outcome} {ran.events}"
 
@@ -471,7 +471,7 @@ def test_a_stop_keeps_the_verdicts_and_the_next_run_asks_for_the_rest(
 ) -> None:
     server = serve(longer)
     stopped = judge(_rows(30), endpoint=_server(server, parallel=1), stopping=StopAfter(5), expect="stopped")
-    asked, known = len(server.asked), len(ReplyCache(stopped.work.parents[2]).known(_keys(server.url)))
+    asked, known = len(server.asked), len(cache_of(stopped.work.parents[2]).known(_keys(server.url)))
     assert asked < 60 and asked - known in (0, 1)  # the last one may have had no time to end
     done = judge(_rows(30), endpoint=_server(server))
     assert done.outcome.result.metrics["cached"] == known
@@ -494,7 +494,7 @@ def test_killed_in_the_middle_it_asks_only_what_is_missing(
     recipe = tmp_path / "ai.yaml"
     stage = json.dumps({"kind": "judge", "data": "rows", "endpoint": _server(server)})
     recipe.write_text(f"name: ai\ndata: {{rows: {{path: rows.jsonl}}}}\nstages: {{verdicts: {stage}}}\n")
-    cache = ReplyCache(tmp_path / "killed")
+    cache = cache_of(tmp_path / "killed")
     running = command.start("run", recipe, "--store", "killed", cwd=tmp_path)
     keys = _keys(server.url)
     until(lambda: len(cache.known(keys)) >= 24 or running.poll() is not None, "24 verdicts in the cache")
@@ -571,7 +571,7 @@ def test_check_tells_what_is_wrong_before_anything_is_sent(
 def test_missing_libraries_are_told_for_a_server_only(
     tmp_path: Path, write_jsonl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.evaluation.judges.endpoint.MODULES", ("openai_that_is_not_there",))
+    monkeypatch.setattr("pipeline.endpoints.settings.MODULES", ("openai_that_is_not_there",))
     (tmp_path / "f.py").write_text("def f(completions, **columns):\n    return [0.0 for _ in completions]\n")
     store = Store(tmp_path / "store")
     check_plan(make_plan(load(_recipe(tmp_path, write_jsonl, "function: f.py:f")), store), store)

@@ -175,6 +175,30 @@ def test_batches_give_the_tokens_of_one_call_of_decode(
     assert ends == {response.finish_reason for response in responses} == {"eos", "max_new_tokens"}
 
 
+def test_the_tokens_of_a_response_end_with_its_stop_string(
+    make_context: Callable[..., Any], chain: Any, as_input: Any, tiny_tokenizer: Any
+) -> None:
+    """As of a server that halts there: tokens and log-probabilities are of the answer, not of what would follow."""
+    rng, source = random.Random(2), as_input(chain["sft"])
+    prompts = [[rng.randrange(5, 300) for _ in range(8)] for _ in range(64)]
+
+    def answers(*stop: str) -> list[Any]:
+        sampling = Sampling(temperature=1.2)
+        request = Request(source, tiny_tokenizer, prompts, range(64), sampling, 12, seed=5, stop=stop)
+        return Sampler(make_context(), [request]).answer([request])[0]
+
+    whole, cut = answers(), answers("e", "a")
+    assert sum(one.finish_reason == "stop" for one in cut) > 10
+    for before, after in zip(whole, cut, strict=True):
+        if after.finish_reason != "stop":
+            assert after == before
+            continue
+        text, but_last = (tiny_tokenizer.decode(ids, skip_special_tokens=True) for ids in (after.ids, after.ids[:-1]))
+        assert after.ids == before.ids[: len(after.ids)]
+        assert ("a" in text or "e" in text) and "a" not in but_last and "e" not in but_last
+        assert text.strip().startswith(after.text)
+
+
 @pytest.mark.parametrize(
     ("fingerprint", "may_change"),
     [("hub:a/b", True), ("hub:a/b@main", True), ("hub:a/b@0123abc", False), ("5" * 64, False)],

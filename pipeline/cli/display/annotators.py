@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,9 @@ from pipeline.evaluation.stats.estimate import Estimate
 from pipeline.evaluation.stats.intervals import wilson
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import LabelTable, label_table
-from pipeline.preferences.labels import VERDICTS, Batch, State
+from pipeline.preferences.labels import VERDICTS, Answer, Batch, State
 from pipeline.preferences.probe_results import ProbeResults, probe_results
+from pipeline.preferences.probes import is_probe
 
 _PEOPLE = (
     Column("person", style="bold"),
@@ -51,13 +53,16 @@ def statistics(batch: Batch, state: State, *, as_json: bool) -> None:
     table = label_table(batch.items, state)
     strength_NA = np.where(table.strength_NA == -9, -1, table.strength_NA + 3)
     probes = probe_results(batch.probes, state)
+    left = {name: _left(own) for name, own in state.answers.items()}
     measured: JsonObject = {
         "labels": int((table.verdict_NA >= 0).sum()),
+        "skipped": sum(one["skipped"] for one in left.values()),
+        "flagged": sum(one["flagged"] for one in left.values()),
         "agreement": _plain(raw_agreement(table.verdict_NA, seed=0)),
         "krippendorff_alpha": krippendorff_alpha(table.verdict_NA),
         "krippendorff_alpha_ordinal": krippendorff_alpha(strength_NA, "ordinal"),
         "people": {
-            name: {**one, **_probes(probes.get(name))}
+            name: {**one, **left[name], **_probes(probes.get(name))}
             for name, one in _people(table, _orders(batch, state, table)).items()
         },
         "pairs": [
@@ -69,7 +74,13 @@ def statistics(batch: Batch, state: State, *, as_json: bool) -> None:
     if as_json:
         print_json({**measured, "event": state.number})
         return
-    _show(measured)
+    _show(measured, is_live=batch.is_live)
+
+
+def _left(answers: Mapping[str, Answer]) -> dict[str, int]:
+    """Return how many pairs a person skipped and flagged, without probes."""
+    kinds = Counter(one.kind for item, one in answers.items() if not is_probe(item))
+    return {"skipped": kinds["skip"], "flagged": kinds["flag"]}
 
 
 def _orders(batch: Batch, state: State, table: LabelTable) -> list[list[int]]:
@@ -127,15 +138,19 @@ def _plain(estimate: Estimate | None) -> JsonObject | None:
     return estimate.model_dump() if estimate is not None else None
 
 
-def _show(measured: JsonObject) -> None:
+def _show(measured: JsonObject, *, is_live: bool) -> None:
+    beside = "".join(f", {measured[key]:,} {key}" for key in ("skipped", "flagged") if measured[key])
     if not measured["labels"]:
-        print_line("nobody has labelled a pair yet")
+        print_line(f"nobody has labelled a pair yet{beside}")
         return
     agreement, alpha, ordinal = (
         measured[key] for key in ("agreement", "krippendorff_alpha", "krippendorff_alpha_ordinal")
     )
-    print_line(f"{counted(measured['labels'], 'label')} of {counted(len(measured['people']), 'person', 'people')}")
-    if agreement is None:
+    people = counted(len(measured["people"]), "person", "people")
+    print_line(f"{counted(measured['labels'], 'label')} of {people}{beside}")
+    if is_live:
+        print_line("nobody else sees a person's dialogue: there is no agreement between people")
+    elif agreement is None:
         print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
     else:
         print_line(f"equal verdicts: {_share(agreement)} of comparisons, on {counted(agreement['n'], 'pair')}")
@@ -150,10 +165,13 @@ def _show(measured: JsonObject) -> None:
         if any(one.get(key) for one in measured["people"].values()):
             columns.insert(-1, Column(title, right=True))
             figures.append(key)
+    counts = [key for key in ("skipped", "flagged") if measured[key]]
+    columns[2:2] = [Column(key, right=True) for key in counts]
     rows = [
         [
             name,
             f"{one['labels']:,}",
+            *(f"{one[key]:,}" for key in counts),
             "–" if one["median_seconds"] is None else f"{one['median_seconds']:.1f}",
             "–" if one["accuracy"] is None else f"{one['accuracy']:.0%}",
             *(_share(one.get(key)) for key in figures),

@@ -9,6 +9,7 @@ from pipeline.cli.terminal import print_json, print_line
 from pipeline.errors import agreeing, counted
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences.agreement import label_table
+from pipeline.preferences.anchors import Notes
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
@@ -105,19 +106,21 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     print_line(f"Krippendorff's alpha (nominal): {said}")
 
 
-def verified(ledger: Ledger, problems: Sequence[str], anchors: int, *, as_json: bool) -> None:
-    """Print the problems of the ledger's hash chain, or that there are none.
+def verified(ledger: Ledger, problems: Sequence[str], notes: Notes, *, as_json: bool) -> None:
+    """Print the problems of the ledger's hash chain, or that there are none, and what it could not be compared with.
 
     Args:
         ledger: the ledger.
         problems: what is wrong with its events.
-        anchors: number of heads that were noted outside the ledger, with which it was compared.
+        notes: heads that were noted outside the ledger, with which it was compared.
         as_json: whether to print JSON for programs.
     """
+    anchors = len(notes.anchors)
     last, count = ledger.last(), ledger.count()
     if as_json:
         told = {"events": count, "head": last.hash if last else "", "anchors": anchors}
-        print_json({**told, "problems": list(problems)})
+        beside = {"elsewhere": list(notes.elsewhere), "unreadable": list(notes.unreadable)}
+        print_json({**told, "problems": list(problems), **beside})
         return
     for problem in problems:
         print_line(problem)
@@ -131,3 +134,9 @@ def verified(ledger: Ledger, problems: Sequence[str], anchors: int, *, as_json: 
                 else ""
             )
         )
+    if count and not anchors:
+        print_line("no earlier head is noted outside the ledger: an end that was cut off would not show")
+    for number in notes.unreadable:
+        print_line(f"line {number} of anchors.jsonl is no note of a head: nothing was compared with it")
+    for name in notes.elsewhere:
+        print_line(f"notes of a batch of this name in another ledger, {name}, were not compared")

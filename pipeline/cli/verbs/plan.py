@@ -47,7 +47,7 @@ def print_plan(plan: Plan, store: Store, *, as_json: bool) -> None:
     if as_json:
         data: JsonObject = plan_data(plan)
         rows = [forecast_data(need) for need in needs]
-        asked = [{"stage": one.stage, **one.forecast._asdict()} for one in requests if one.forecast is not None]
+        asked = [{"stage": one.stage, **one.forecast.data()} for one in requests if one.forecast is not None]
         print_json({**data, "needs": rows, "needs_notes": unknown, "requests": asked, "store": str(store.root)})
     else:
         print_stages(plan)

@@ -50,7 +50,11 @@ def _tell_newer_labels(artifact_store: Store, artifact: Artifact) -> None:
     ledger = artifact.manifest.runtime.get("ran", {}).get("ledger")
     if not isinstance(ledger, dict) or artifact != artifact_store.artifacts(artifact.manifest.name)[-1]:
         return
-    count = newer_answers(artifact_store.root, str(ledger.get("batch", artifact.manifest.name)), int(ledger["event"]))
+    batch, where = str(ledger.get("batch", artifact.manifest.name)), str(ledger.get("ledger", ""))
+    count = newer_answers(artifact_store.root, batch, int(ledger["event"]), where)
+    if count is None and where:
+        known = "`trueup labels status RECIPE STAGE` says how many labels there are now"
+        print_line(f"the labels of {artifact.ref} are in {where}, which is not asked for newer ones; {known}")
     if count:
         name = artifact.manifest.name
         newer = f"newer labels: people answered or took back {counted(count, 'time')} since {artifact.ref} was made"

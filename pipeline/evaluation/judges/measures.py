@@ -15,7 +15,7 @@ from pipeline.evaluation.judges.pairs import Pair, conversation_text
 from pipeline.evaluation.judges.verdicts import OrderVerdict, Outcome
 from pipeline.evaluation.stats.annotators import Labels, cohen_kappa
 from pipeline.evaluation.stats.estimate import Estimate, Record
-from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, ratio_interval, unvaried, wilson
+from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, share_interval, wilson
 from pipeline.plain_data import Row
 from pipeline.records.shapes.turns import Turn
 
@@ -152,23 +152,14 @@ def figures_of(judged: Sequence[JudgedPair], *, seed: int, people: Sequence[Row]
 
 
 def clustered_share(units: Units, *, seed: int, level: float = LEVEL) -> Estimate | None:
-    """Return a share with an interval: Wilson's if each cluster has one unit, else a bootstrap over clusters.
-
-    Where all clusters have the same share, the bootstrap has no width; the interval is then that of `unvaried`.
-    """
+    """Return a share with an interval that knows of clusters (`share_interval`); None without a trial."""
     trials: dict[str, list[bool]] = defaultdict(list)
     for cluster, is_success in units:
         trials[cluster].append(is_success)
     if not trials:
         return None
-    successes_N = np.array([sum(own) for own in trials.values()], dtype=float)
-    sizes_N = np.array([len(own) for own in trials.values()], dtype=float)
-    if sizes_N.max() == 1:
-        return wilson(float(successes_N.sum()), len(sizes_N), level=level)
-    share = float(successes_N.sum() / sizes_N.sum())
-    if np.ptp(successes_N / sizes_N) == 0:
-        return unvaried(share, len(sizes_N), level=level, bounds=(0.0, 1.0))
-    return ratio_interval(successes_N, sizes_N, seed=seed, level=level)
+    successes, sizes = [sum(own) for own in trials.values()], [len(own) for own in trials.values()]
+    return share_interval(successes, sizes, seed=seed, level=level)
 
 
 def agreement_with(judged: Sequence[JudgedPair], people: Sequence[Row], *, seed: int) -> PeopleAgreement | None:
@@ -188,13 +179,12 @@ def agreement_with(judged: Sequence[JudgedPair], people: Sequence[Row], *, seed:
             left, right = (0, 1) if one.pair.first_is_left else (1, 0)
             theirs.append(left if lead > 0 else right)
             own.append({"first": left, "second": right}.get(one.outcome, 2))
-            same.append(theirs[-1] == own[-1])
-    if not theirs:
+            same.append((one.prompt, theirs[-1] == own[-1]))
+    share = clustered_share(same, seed=seed)
+    if share is None:
         return None
-    theirs_N, own_N = np.array(theirs), np.array(own)
-    return PeopleAgreement(
-        pairs=len(theirs), same=wilson(float(sum(same)), len(same)), kappa=kappa_interval(theirs_N, own_N, seed=seed)
-    )
+    kappa = kappa_interval(np.array(theirs), np.array(own), seed=seed)
+    return PeopleAgreement(pairs=len(theirs), same=share, kappa=kappa)
 
 
 def _preferred(people: Sequence[Row]) -> Mapping[tuple[str, frozenset[str]], list[list[Turn]]]:
@@ -211,7 +201,8 @@ def kappa_interval(
     """Return Cohen's kappa with a percentile bootstrap interval over items; None if it is not defined.
 
     Resamples in which it is not defined, because all of their labels are one class, count as no agreement beyond
-    chance.
+    chance. Where all labels agree, every resample does too; the lower end then is the kappa of the same shares of
+    classes at the lower end of the agreement (Wilson's).
     """
     value = cohen_kappa(one_N, other_N)
     if value is None:
@@ -223,4 +214,8 @@ def kappa_interval(
         kappa = cohen_kappa(one_N[picked], other_N[picked])
         resampled.append(0.0 if kappa is None else kappa)
     low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    if (one_N == other_N).all():
+        by_chance = float(sum((one_N == label).mean() ** 2 for label in np.unique(one_N)))
+        least = wilson(len(one_N), len(one_N), level=level).low
+        low = min(low, (least - by_chance) / (1 - by_chance))
     return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=len(one_N))

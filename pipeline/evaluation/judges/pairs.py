@@ -7,11 +7,11 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import NamedTuple
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject, Row, ShapedRow
+from pipeline.records.pair_choice import PairRule, choose_pairs, unusable
 from pipeline.records.shapes.turns import Turn
 
 OWN_COLUMNS = frozenset({"chosen", "rejected", "margin", "candidates", "pairs", "row", "reward_scores"})
@@ -59,7 +59,7 @@ class Pair:
         return _plain(self.first) == _plain(turns)
 
 
-class PairChoice(NamedTuple):
+class PairsToJudge(NamedTuple):
     """The pairs to judge.
 
     Attributes:
@@ -71,13 +71,13 @@ class PairChoice(NamedTuple):
     left_out: Counter[str]
 
 
-EMPTY, NAMES_MODEL, REPEATED = "empty", "names a model", "repeated"
-"""Reasons why a response is in no pair, and why a pair is left out."""
+REPEATED = "repeated"
+"""Why a pair is left out."""
 
 
 def pairs_of(
     rows: Sequence[ShapedRow], shape: str, *, per_prompt: int | None = None, limit: int | None = None, seed: int = 0
-) -> PairChoice:
+) -> PairsToJudge:
     """Return the pairs of rows.
 
     Preference rows are pairs; which answer is called chosen is not used. Of the candidates of a prompt, those that are
@@ -106,7 +106,7 @@ def pairs_of(
     if limit is not None and limit < len(pairs):
         kept = sorted(random.Random(seed).sample(range(len(pairs)), limit))
         pairs = [pairs[i] for i in kept]
-    return PairChoice(pairs, left_out)
+    return PairsToJudge(pairs, left_out)
 
 
 def _preference_pairs(place: int, row: ShapedRow, _: tuple[int | None, int], __: Counter[str]) -> Iterator[Pair]:
@@ -123,8 +123,8 @@ def _candidate_pairs(
         raise PipelineError(Problem(f"row {place + 1} of data has no `candidates`", "answers to compare", remedy))
     usable = []
     for i, candidate in enumerate(candidates):
-        reason = EMPTY if not candidate["text"].strip() else NAMES_MODEL if candidate.get("names_model") else ""
-        if reason:
+        reason = unusable(candidate)
+        if reason is not None:
             left_out[reason] += 1
         else:
             usable.append(i)
@@ -133,10 +133,8 @@ def _candidate_pairs(
     if isinstance(drawn, list):
         places = [(one["first"], one["second"]) for one in drawn]
     else:
-        rng = random.Random(f"{seed}/{place}")
-        possible = list(combinations(usable, 2))
-        chosen = possible if not per_prompt or per_prompt >= len(possible) else rng.sample(possible, per_prompt)
-        places = [pair if rng.random() < 0.5 else pair[::-1] for pair in chosen]
+        rule = PairRule(count=per_prompt or 0)
+        places = [pair[:2] for pair in choose_pairs(usable, [], rule, random.Random(f"{seed}/{place}"))]
     own = _own(row)
     for first, second in places:
         if first in usable and second in usable:

@@ -1,18 +1,14 @@
-"""The request for a verdict: prompt template, rubric, and the key under which a reply is cached. No numerics."""
+"""The request for a verdict: prompt template and rubric. No numerics."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from pydantic import Field
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.judges.pairs import Pair, conversation_text
-from pipeline.plain_data import JsonObject
 from pipeline.stage import StageConfig
 
 REQUIRED = ("prompt", "first", "second")
@@ -37,15 +33,6 @@ order and the length of the answers do not.
 REPLY_FORMAT = "End with one line that holds your verdict alone: A, B or tie."
 RUBRIC_FORMAT = "End with one line for each criterion, its name, a colon and your verdict on it, A, B or tie:"
 
-BYTES_PER_TOKEN = 4
-"""Bytes of UTF-8 that are counted as one token in an estimate."""
-
-TOKENS_PER_MESSAGE = 8
-"""Tokens that a chat template adds to a message, in an estimate."""
-
-CACHE_FORMAT = 1
-"""Raised when the same request is to be asked anew."""
-
 
 class Criterion(StageConfig):
     """A criterion of a rubric.
@@ -59,26 +46,6 @@ class Criterion(StageConfig):
     name: str = Field(pattern=r"^\w[\w -]*$")
     description: str = ""
     weight: float = Field(default=1.0, gt=0)
-
-
-class VerdictRequest(NamedTuple):
-    """One request for a verdict.
-
-    Attributes:
-        key: SHA-256 of everything that matters to the reply.
-        body: the request without the messages.
-        messages: the messages.
-    """
-
-    key: str
-    body: JsonObject
-    messages: list[dict[str, str]]
-
-    @property
-    def prompt_tokens(self) -> int:
-        """About how many tokens the messages have."""
-        sizes = (len(message["content"].encode()) for message in self.messages)
-        return sum(-(-size // BYTES_PER_TOKEN) + TOKENS_PER_MESSAGE for size in sizes)
 
 
 def template_problems(template: str, rubric: Sequence[Criterion]) -> Iterator[Problem]:
@@ -125,10 +92,3 @@ def filled(template: str, rubric: Sequence[Criterion], pair: Pair, *, swapped: b
         rubric=f"Judge by each of these criteria alone:\n{told}\n" if rubric else "",
         format=form,
     )
-
-
-def request_of(body: JsonObject, revision: str, messages: list[dict[str, str]]) -> VerdictRequest:
-    """Return a request with its key."""
-    content = {"format": CACHE_FORMAT, "revision": revision, "body": body, "messages": messages}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return VerdictRequest(hashlib.sha256(text.encode()).hexdigest(), body, messages)

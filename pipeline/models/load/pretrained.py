@@ -102,7 +102,7 @@ def load_tokenizer(model_input: ResolvedInput, trust_remote_code: bool = False) 
         PipelineError: there is no tokenizer, or it needs code of the repository that the recipe does not allow.
     """
     source = source_of(model_input)
-    with quiet(), _explained(source, "tokenizer"):
+    with quiet(), explained(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             source.place, revision=source.revision, trust_remote_code=trust_remote_code
         )
@@ -130,7 +130,7 @@ def is_tied(model_input: ResolvedInput, trust_remote_code: bool = False) -> bool
 
 
 def _config(source: Source, trust_remote_code: bool) -> Any:
-    with quiet(), _explained(source, "configuration"):
+    with quiet(), explained(source, "configuration"):
         return AutoConfig.from_pretrained(source.place, revision=source.revision, trust_remote_code=trust_remote_code)
 
 
@@ -168,10 +168,10 @@ def load_causal_lm(
         PipelineError: no safetensors, weights missing, code not allowed, or a model without tensor parallelism.
     """
     source = source_of(model_input)
-    _refuse_unsafe(source)
+    refuse_unsafe(source)
     weights = WeightOptions(dtype=dtype, quantize=quantize, attention=attention, tp_size=tp_size)
     extra = _loading(source, trust_remote_code, weights)
-    with quiet(), _explained(source, "model"), zero3_loading(zero3):
+    with quiet(), explained(source, "model"), zero3_loading(zero3):
         model, info = AutoModelForCausalLM.from_pretrained(
             source.place,
             revision=source.revision,
@@ -208,11 +208,11 @@ def load_deferred_causal_lm(
         PipelineError: as `load_causal_lm`.
     """
     source = source_of(model_input)
-    _refuse_unsafe(source)
+    refuse_unsafe(source)
     if source.is_folder and not trust_remote_code:
         deferred = Stored(tensor_files(Path(source.place)))
         extra = {} if attention is None else {"attn_implementation": attention}
-        with quiet(), _explained(source, "model"), deferred, no_init_weights():
+        with quiet(), explained(source, "model"), deferred, no_init_weights():
             config = AutoConfig.from_pretrained(source.place)
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **extra)
             model.tie_weights()
@@ -250,9 +250,9 @@ def load_reward_model(
     Reference: Stiennon et al. 2020, arXiv:2009.01325, appendix B (initial weights of the head).
     """
     source = source_of(model_input)
-    _refuse_unsafe(source)
+    refuse_unsafe(source)
     zero3, extra = weights.get("zero3"), _loading(source, trust_remote_code, weights)
-    with quiet(), _explained(source, "model"), zero3_loading(zero3):
+    with quiet(), explained(source, "model"), zero3_loading(zero3):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.place,
             revision=source.revision,
@@ -326,7 +326,12 @@ def _quantization(quantize: Quantize, dtype: Precision) -> BitsAndBytesConfig:
     )
 
 
-def _refuse_unsafe(source: Source) -> None:
+def refuse_unsafe(source: Source) -> None:
+    """Check that a folder has safetensors.
+
+    Raises:
+        PipelineError: it has weights in another format, an adapter alone, or none.
+    """
     if not source.is_folder:
         return
     folder = Path(source.place)
@@ -354,7 +359,7 @@ def _refuse_missing(source: Source, missing: set[str], *, allowed: tuple[str, ..
 
 
 @contextmanager
-def _explained(source: Source, what: str) -> Iterator[None]:
+def explained(source: Source, what: str) -> Iterator[None]:
     """Convert the errors of `transformers` for a broken or unreachable repository into one-line problems."""
     try:
         yield

@@ -1,1 +1,1 @@
-"""Labels in the formats of other tools: `export.py` writes them, `importing.py` reads them."""
+"""Labels in the formats of other tools: `export.py` writes, `reading.py` reads, `importing.py` finds the pairs."""

@@ -21,7 +21,7 @@ from pipeline.preferences.details import Details
 from pipeline.preferences.edits import chosen_edit, edited, edited_items
 from pipeline.preferences.events import Rating, Verdict
 from pipeline.preferences.exchange.texts import cell, readable, transcript
-from pipeline.preferences.items import Item, Turns
+from pipeline.preferences.items import Item, Turns, content_of
 from pipeline.preferences.labels import Answer, State
 from pipeline.preferences.stored_items import ids_of, items_at
 from pipeline.records.split import split
@@ -106,7 +106,7 @@ def unpaired_rows(labels: Labels) -> Rows:
     good = [(place, verdict) for place, (verdict, _) in decisions if verdict in _GOOD]
     are_edited = edited_items(labels.state)
     balances: dict[tuple[bytes, bytes], int] = defaultdict(int)
-    answers: dict[tuple[bytes, bytes], tuple[Turns, Turns]] = {}
+    answers: dict[tuple[bytes, bytes], tuple[Item, Turns]] = {}
     for item, (_, verdict) in zip(items_at(labels.items, [place for place, _ in good]), good, strict=True):
         responses = list(item.responses)
         if verdict in SIDES and item.id in are_edited:
@@ -116,14 +116,14 @@ def unpaired_rows(labels: Labels) -> Rows:
         prompt = to_json(item.prompt)
         for response, is_good in zip(responses, _GOOD[verdict], strict=True):
             key = prompt, to_json(response)
-            answers.setdefault(key, (item.prompt, response))
+            answers.setdefault(key, (item, response))
             balances[key] += 1 if is_good else -1
     rows = []
-    for key, (prompt_turns, response) in answers.items():
+    for key, (item, response) in answers.items():
         balance = balances[key]
         if balance:
-            row = {"prompt": list(prompt_turns), "completion": list(response), "label": balance > 0}
-            rows.append(Exported(prompt_turns, row))
+            row: JsonObject = {"prompt": list(item.prompt), "completion": list(response), "label": balance > 0}
+            rows.append(Exported(item.prompt, {**row, "tools": list(item.tools)} if item.tools else row))
         else:
             without["answer with as many for as against"] += 1
     return rows, without
@@ -210,8 +210,10 @@ def argilla_rows(labels: Labels) -> Rows:
     """Return records as `rg.Record.to_dict` of Argilla 2 gives them and `rg.Record.from_dict` takes them.
 
     The settings that fit are a `ChatField` prompt, `TextField` response_a and response_b, a `LabelQuestion` preference
-    of response_a, response_b, tie, both good and both bad, and a `RatingQuestion` strength of 1, 2 and 3. Argilla knows
-    people by UUIDs; the metadata say whose they are. Skips and flags have no place in a record, and are counted.
+    of response_a, response_b, tie, both good and both bad, and a `RatingQuestion` strength of 1, 2 and 3, which is not
+    required: only preferences have it. Argilla knows people by UUIDs and takes responses of users that it has; the
+    metadata say whose they are. A response without a status would be a draft. Skips and flags have no place in a
+    record, and are counted.
     """
     records: dict[str, Exported] = {}
     without = Counter[str]()
@@ -225,16 +227,20 @@ def argilla_rows(labels: Labels) -> Rows:
             records[item.id] = Exported(item.prompt, _record(item))
         record = records[item.id].row
         verdict = _WORDS.get(answer.verdict, answer.verdict)
-        record["responses"]["preference"].append({"value": verdict, "user_id": user})
+        record["responses"]["preference"].append(_submitted(verdict, user))
         if answer.verdict in SIDES:
-            record["responses"].setdefault("strength", []).append({"value": answer.strength, "user_id": user})
+            record["responses"].setdefault("strength", []).append(_submitted(answer.strength, user))
         record["metadata"]["people"].append(person)
     return list(records.values()), without
 
 
+def _submitted(value: object, user: str) -> JsonObject:
+    return {"value": value, "user_id": user, "status": "submitted"}
+
+
 def _record(item: Item) -> JsonObject:
     first, second = map(readable, item.responses)
-    prompt = [{"role": turn["role"], "content": turn["content"]} for turn in item.prompt]
+    prompt = [{"role": turn["role"], "content": content_of(turn)} for turn in item.prompt]
     return {
         "id": item.id,
         "fields": {"prompt": prompt, "response_a": first, "response_b": second},

@@ -16,7 +16,7 @@ from pipeline.plain_data import JsonObject
 LISTS = ("argilla", "label-studio")
 """Formats whose file is one JSON list."""
 
-_COLUMNS = {
+TABLE = {
     "item": pa.string(),
     "prompt": pa.string(),
     "response_a": pa.string(),
@@ -51,15 +51,15 @@ def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
         row_format: name of the format, one of `pipeline.preferences.exchange.export.FORMATS`.
     """
     if row_format == "parquet":
-        columns = {name: [row[name] for row in rows] for name in _COLUMNS}
+        columns = {name: [row[name] for row in rows] for name in TABLE}
         sink = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=pa.schema(_COLUMNS)), sink, use_dictionary=_WORDS)
+        pq.write_table(pa.table(columns, schema=pa.schema(TABLE)), sink, use_dictionary=_WORDS)
         return sink.getvalue()
     if row_format == "csv":
         text = io.StringIO(newline="")
         writer = csv.writer(text)
-        writer.writerow(_COLUMNS)
-        writer.writerows(map(itemgetter(*_COLUMNS), rows))
+        writer.writerow(TABLE)
+        writer.writerows(map(itemgetter(*TABLE), rows))
         return text.getvalue().encode()
     lines = map(to_json, rows)
     if row_format in LISTS:

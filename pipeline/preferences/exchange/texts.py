@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from pipeline.preferences.items import Item, text_of
+from pipeline.preferences.items import Item, content_of, text_of
 from pipeline.records.shapes.turns import Turn
 
 SPEAKERS = {"user": "Human", "assistant": "Assistant"}
@@ -46,8 +46,8 @@ def cell(turns: Sequence[Turn]) -> str:
 def readable(turns: Sequence[Turn]) -> str:
     """Return turns as people read them: the content of a single turn, else a paragraph with its speaker for each."""
     if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+        return content_of(turns[0])
+    return "\n\n".join(f"{turn['role'].capitalize()}: {content_of(turn)}" for turn in turns)
 
 
 def words(value: object) -> str:
@@ -62,9 +62,14 @@ def words(value: object) -> str:
     return " ".join(str(value).split())
 
 
+def forms_of(turns: Sequence[Turn]) -> frozenset[str]:
+    """Return the words of turns in each form in which a tool may have written them."""
+    return frozenset(words(form) for form in (turns, text_of(turns), readable(turns)))
+
+
 def keys_of(item: Item) -> Iterable[Key]:
     """Return the keys under which an item is found, whichever tool wrote its texts."""
-    first, second = item.responses
-    is_plain = len(item.prompt) == len(first) == len(second) == 1  # then both forms are the same
-    for form in (text_of,) if is_plain else (text_of, readable):
-        yield words(form(item.prompt)), frozenset((words(form(first)), words(form(second))))
+    is_plain = all(len(turns) == 1 for turns in (item.prompt, *item.responses))  # both texts are the same
+    for form in (lambda turns: turns, text_of) if is_plain else (lambda turns: turns, text_of, readable):
+        prompt, first, second = (words(form(turns)) for turns in (item.prompt, *item.responses))
+        yield prompt, frozenset((first, second))

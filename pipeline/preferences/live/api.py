@@ -6,15 +6,15 @@ for a model, and how long a model takes cannot be seen.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.plain_data import JsonObject
-from pipeline.preferences.app import RequestId, Undo
-from pipeline.preferences.events import EventBody
+from pipeline.preferences.app import Flag, Label, Leave, RequestId, Undo
+from pipeline.preferences.details import Choice
 from pipeline.preferences.gate import Answers, Given, Nothing
-from pipeline.preferences.label_queue import STRONGEST
 from pipeline.preferences.live.answering import Answering
 from pipeline.preferences.live.conversations import LONGEST_MESSAGE, Conversations
 
@@ -32,15 +32,10 @@ class Say(Given):
     request: RequestId = ""
 
 
-class Choose(Given):
+class Choose(Label):
     """A choice between the two answers, and with which the dialogue goes on."""
 
-    item: Annotated[str, Field(max_length=64)]
-    choice: Literal["left", "right", "tie", "both good", "both bad"]
     goes_on: Literal["left", "right", "either", "again"] = "either"
-    strength: Annotated[int, Field(ge=1, le=STRONGEST)] = 1
-    seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
-    request: RequestId = ""
 
 
 class LiveApi:
@@ -61,6 +56,8 @@ class LiveApi:
             "open": (Open, self.open),
             "say": (Say, self.say),
             "choose": (Choose, self.choose),
+            "skip": (Leave, partial(self.leave, "skip")),
+            "flag": (Flag, partial(self.leave, "flag")),
             "undo": (Undo, self.undo),
         }
 
@@ -80,12 +77,19 @@ class LiveApi:
 
     def choose(self, name: str, given: Choose) -> JsonObject:
         """Record a choice."""
-        label = EventBody(strength=given.strength, seconds=given.seconds, request=given.request)
-        self.conversations.choose(name, given.item, label, given.choice, given.goes_on)
+        told = (given.comment, given.edit, given.ratings)
+        choice = Choice(given.choice, given.strength, given.seconds, given.request, *told)
+        self.conversations.choose(name, given.item, choice, given.goes_on)
+        return self._dialogue(name)
+
+    def leave(self, kind: Literal["skip", "flag"], name: str, given: Leave) -> JsonObject:
+        """Skip the two answers, or flag them."""
+        flag = given.flag if isinstance(given, Flag) else None
+        self.conversations.leave(kind, name, given.item, given.reason, given.request, flag)
         return self._dialogue(name)
 
     def undo(self, name: str, given: Undo) -> JsonObject:
-        """Take the last choice back."""
+        """Take the last choice, skip or flag back."""
         undone = self.conversations.undo(name, given.request)
         return {"undone": undone, **self._dialogue(name)}
 

@@ -11,16 +11,20 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, NamedTuple, TypedDict, cast
+from typing import Literal, NamedTuple, cast
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.preferences.blinding import blinded_id, drawn, is_swapped
-from pipeline.preferences.events import EventBody, GoesOn, LedgerEvent, NewEvent, Verdict
-from pipeline.preferences.label_queue import guidelines_version
+from pipeline.preferences.details import Choice, details_body
+from pipeline.preferences.dimensions import Dimension, check_ratings
+from pipeline.preferences.events import EventBody, FlagKind, GoesOn, LedgerEvent, NewEvent, Verdict
+from pipeline.preferences.guidelines import guidelines_version
+from pipeline.preferences.label_queue import LONGEST_REASON
 from pipeline.preferences.labels import VERDICTS, State
 from pipeline.preferences.ledger import Ledger
-from pipeline.preferences.live.dialogues import PLACES, Dialogue, Dialogues
-from pipeline.preferences.shown import Progress, ShownTurn
+from pipeline.preferences.live.dialogues import PLACES, Dialogue, Dialogues, Exchange
+from pipeline.preferences.live.shown import ShownDialogue, shown_dialogue
+from pipeline.preferences.shown import Progress
 from pipeline.records.shapes.turns import Turn
 
 LONGEST_MESSAGE = 8000
@@ -43,6 +47,7 @@ class Rules:
         openings: conversations to begin with, in turn: the last turn is the message that is offered, those before it
             are part of the dialogue.
         guidelines: what the page shows.
+        dimensions: what people may judge besides.
     """
 
     labels: int
@@ -50,34 +55,7 @@ class Rules:
     models: Sequence[str]
     openings: Sequence[Sequence[Turn]] = ()
     guidelines: str = ""
-
-
-class ShownDialogue(TypedDict):
-    """A dialogue as a browser receives it; nothing in it tells the models apart.
-
-    Attributes:
-        phase: what it waits for; `none` before the first dialogue.
-        turns: what was said, without answers that wait for a choice.
-        item: id of the two answers, another one for every annotator; empty when there is nothing to choose.
-        left: the answer on the left of the screen.
-        right: the answer on its right.
-        offered: message that the person may begin with.
-        note: why the last two answers are not compared: `equal` or `unfit`; else empty.
-        over: why it is over: `turns`, `context`, `silent`, `failed`, `left`; empty while it goes on.
-        left_messages: number of messages that the person may still send.
-        progress: how far the batch is.
-    """
-
-    phase: str
-    turns: list[ShownTurn]
-    item: str
-    left: str
-    right: str
-    offered: str
-    note: str
-    over: str
-    left_messages: int
-    progress: Progress
+    dimensions: Sequence[Dimension] = ()
 
 
 class Asked(NamedTuple):
@@ -161,29 +139,26 @@ class Conversations:
 
         self._append(annotator, request, decide)
 
-    def choose(self, annotator: str, item: str, label: EventBody, side: str, way: Way) -> None:
+    def choose(self, annotator: str, item: str, choice: Choice, way: Way) -> None:
         """Record a choice between the two answers, and with which of them the dialogue goes on.
 
         Args:
             annotator: name of the person.
             item: id of the answers as they were shown to this person.
-            label: strength, seconds and request of the choice.
-            side: one of `SIDES` of the label queue.
+            choice: the choice and what else was said of the answers; an edited answer is the one it goes on with.
             way: with which answer the dialogue goes on; a preferred one is gone on with, whatever this says.
 
         Raises:
-            PipelineError: no such answers wait for this person's choice, the batch was closed, or two new answers are
-                asked for though the two were not both bad.
+            PipelineError: no such answers wait for this person's choice, the batch was closed, a dimension or an edit
+                is none, or two new answers are asked for though the two were not both bad.
         """
+        check_ratings(choice.ratings, self.rules.dimensions)
+        side = choice.side
         if way == "again" and side != "both bad":
             raise PipelineError(Problem("two new answers are asked for", "only when both are bad"))
 
-        def decide(state: State, dialogues: Dialogues) -> NewEvent | None:
-            if state.is_closed:
-                raise PipelineError(Problem("the batch was closed: no more labels are needed"))
-            exchange = _in_phase(dialogues, annotator, "choose").last
-            if blinded_id(state.salt, annotator, exchange.item) != item:
-                raise PipelineError(Problem("these answers do not wait for a choice", remedy="reload the page"))
+        def body(state: State, dialogue: Dialogue) -> EventBody:
+            exchange = dialogue.last
             swapped = is_swapped(state.salt, annotator, exchange.item)
             is_preference = side in ("left", "right")
             verdict = VERDICTS[(side == "right") != swapped] if is_preference else cast(Verdict, side)
@@ -191,20 +166,71 @@ class Conversations:
             if is_preference or way in ("left", "right"):
                 goes_on = PLACES[((side if is_preference else way) == "right") != swapped]
             else:
-                goes_on = "again" if way == "again" else PLACES[drawn(state.salt, 2, "goes on", exchange.item)]
-            given = EventBody(
-                annotator=annotator, item=exchange.item, verdict=verdict, swapped=swapped, goes_on=goes_on
-            )
-            version = EventBody(guidelines=self._version) if self._version else EventBody()
-            return "label", {**label, **given, **version}
+                goes_on = "again" if way == "again" else _drawn_place(state, exchange)
+            given = EventBody(verdict=verdict, swapped=swapped, goes_on=goes_on)
+            given |= EventBody(strength=choice.strength, seconds=choice.seconds)
+            given |= details_body(choice, dialogue.item(exchange), given)
+            return given | (EventBody(guidelines=self._version) if self._version else EventBody())
 
-        self._append(annotator, label.get("request", ""), decide)
+        self._answer("label", annotator, item, choice.request, body)
+
+    def leave(
+        self,
+        kind: Literal["skip", "flag"],
+        annotator: str,
+        item: str,
+        reason: str = "",
+        request: str = "",
+        flag: FlagKind | None = None,
+    ) -> None:
+        """Skip the two answers, or flag them.
+
+        After a skip the dialogue goes on with one of them, drawn by chance. After a flag both models answer the message
+        again, so that what was flagged is no part of any row.
+
+        Args:
+            kind: whether they are skipped or flagged.
+            annotator: name of the person.
+            item: id of the answers as they were shown to this person.
+            reason: the person's reason.
+            request: id of the request.
+            flag: what is wrong with answers that are flagged.
+
+        Raises:
+            PipelineError: no such answers wait for this person's choice, or the batch was closed.
+        """
+
+        def body(state: State, dialogue: Dialogue) -> EventBody:
+            goes_on: GoesOn = "again" if kind == "flag" else _drawn_place(state, dialogue.last)
+            given = EventBody(reason=reason[:LONGEST_REASON], goes_on=goes_on)
+            return given if flag is None else given | EventBody(flag=flag)
+
+        self._answer(kind, annotator, item, request, body)
+
+    def _answer(
+        self,
+        kind: Literal["label", "skip", "flag"],
+        annotator: str,
+        item: str,
+        request: str,
+        body: Callable[[State, Dialogue], EventBody],
+    ) -> None:
+        def decide(state: State, dialogues: Dialogues) -> NewEvent | None:
+            if state.is_closed:
+                raise PipelineError(Problem("the batch was closed: no more labels are needed"))
+            dialogue = _in_phase(dialogues, annotator, "choose")
+            if blinded_id(state.salt, annotator, dialogue.last.item) != item:
+                raise PipelineError(Problem("these answers do not wait for a choice", remedy="reload the page"))
+            about = EventBody(annotator=annotator, item=dialogue.last.item, request=request)
+            return kind, body(state, dialogue) | about
+
+        self._append(annotator, request, decide)
 
     def undo(self, annotator: str, request: str = "") -> bool:
-        """Take the person's last choice back; what was said since is no part of the dialogue any more.
+        """Take the person's last choice, skip or flag back; what was said since is no part of the dialogue any more.
 
         Returns:
-            Whether there was a choice.
+            Whether there was one.
         """
         undone = [False]
 
@@ -270,35 +296,17 @@ class Conversations:
 
     def _shown(self, annotator: str) -> ShownDialogue:
         dialogue = self._dialogues.of(annotator)
-        shown = ShownDialogue(
-            phase="none", turns=[], item="", left="", right="", offered="", note="", over="", left_messages=0,
-            progress=self._progress(annotator),
-        )  # fmt: skip
-        if dialogue is None:
-            return shown
-        phase = dialogue.phase
-        last = dialogue.last if dialogue.exchanges else None
-        is_open = last is not None and last.goes_on is None
-        turns = dialogue.turns(last if is_open else None)
-        shown["phase"] = phase
-        shown["turns"] = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-        shown["left_messages"] = dialogue.most - dialogue.messages
-        shown["over"] = dialogue.ended or ("turns" if phase == "over" else "")
-        if last is None:
-            shown["offered"] = dialogue.offered
-            return shown
-        shown["note"] = last.uncompared
-        if phase == "choose":
-            salt = self._state.salt
-            texts = last.texts[::-1] if is_swapped(salt, annotator, last.item) else last.texts
-            shown["item"] = blinded_id(salt, annotator, last.item)
-            shown["left"], shown["right"] = texts
-        return shown
+        return shown_dialogue(dialogue, annotator, self._state.salt, self._progress(annotator))
 
     def _progress(self, annotator: str) -> Progress:
         has = self._dialogues.has  # a batch may hold labels of pairs, too
         answers = self._state.answers
-        done = sum(one.kind == "label" and has(item) for own in answers.values() for item, one in own.items())
+        dropped = self._state.dropped
+        done = sum(
+            one.kind == "label" and has(item) and item not in dropped
+            for own in answers.values()
+            for item, one in own.items()
+        )
         own = sum(map(has, answers.get(annotator, ())))
         closed = self._state.is_closed
         return {"done": done, "wanted": done if closed else self.rules.labels, "own": own, "closed": closed}
@@ -325,6 +333,11 @@ class Conversations:
         self._state.take(events)
         self._state.take_touched()
         self._dialogues.take(events)
+
+
+def _drawn_place(state: State, exchange: Exchange) -> GoesOn:
+    """Return the answer with which a dialogue goes on that nobody chose: the secret decides."""
+    return PLACES[drawn(state.salt, 2, "goes on", exchange.item)]
 
 
 def _in_phase(dialogues: Dialogues, annotator: str, phase: str) -> Dialogue:

@@ -4,12 +4,13 @@ Pure: the same events give the same dialogues. Knows neither databases nor the w
 
 An exchange is one message of a person with two answers. The dialogue goes on with one of the answers, which the person
 chooses. A person who takes a choice back is shown its answers again, and what followed them is no part of the dialogue
-any more; the ledger keeps it.
+any more; the ledger keeps it. A person who skips two answers goes on with one of them, and one who flags them gets two
+new ones: flagged answers are no part of a dialogue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,7 +35,8 @@ class Exchange:
         texts: both answers, in the order of the models.
         models: names of the models that gave them.
         uncompared: why the person is not asked to choose: `equal` or `unfit`; empty where they are.
-        verdict: the choice; None before it.
+        verdict: the choice; None before it, and of answers that were skipped or flagged.
+        edit: the preferred answer as the person wants it, with which the dialogue goes on; empty without an edit.
         goes_on: with which answer the dialogue goes on, or `again`; None before a choice.
     """
 
@@ -45,13 +47,15 @@ class Exchange:
     models: tuple[str, str] = ("", "")
     uncompared: str = ""
     verdict: Verdict | None = None
+    edit: str = ""
     goes_on: GoesOn | None = None
 
     def turns(self) -> list[Turn]:
         """Return the message, and the answer with which the dialogue goes on if there is one."""
         said: list[Turn] = [{"role": "user", "content": self.text}]
         if self.goes_on in PLACES:
-            said.append({"role": "assistant", "content": self.texts[PLACES.index(self.goes_on)]})
+            text = self.edit or self.texts[PLACES.index(self.goes_on)]
+            said.append({"role": "assistant", "content": text})
         return said
 
 
@@ -118,8 +122,12 @@ class Dialogue:
         """Yield the pairs of answers that the person was asked to compare."""
         for one in self.exchanges:
             if one.item and not one.uncompared:
-                first, second = ((Turn(role="assistant", content=text),) for text in one.texts)
-                yield Item(one.item, tuple(self.turns(one)), (first, second))
+                yield self.item(one)
+
+    def item(self, exchange: Exchange) -> Item:
+        """Return the two answers of an exchange as a pair to label."""
+        first, second = ((Turn(role="assistant", content=text),) for text in exchange.texts)
+        return Item(exchange.item, tuple(self.turns(exchange)), (first, second))
 
 
 class Dialogues:
@@ -161,12 +169,16 @@ class Dialogues:
         """Return the pairs of answers that people were asked to compare, by dialogue."""
         return [item for dialogue in self.by_id.values() for item in dialogue.items()]
 
-    def preferred(self) -> dict[str, tuple[int, int]]:
-        """Return of each model how often its answer was preferred, and how often one of two answers was."""
+    def preferred(self, without: Container[str] = ()) -> dict[str, tuple[int, int]]:
+        """Return of each model how often its answer was preferred, and how often one of two answers was.
+
+        Args:
+            without: items that do not count, such as those that were dropped.
+        """
         counts: dict[str, tuple[int, int]] = {}
         exchanges = (one for dialogue in self.by_id.values() for one in dialogue.exchanges)
         for exchange in exchanges:
-            if exchange.verdict in PLACES:
+            if exchange.verdict in PLACES and exchange.item not in without:
                 for place, model in zip(PLACES, exchange.models, strict=True):
                     won, of = counts.get(model, (0, 0))
                     counts[model] = (won + (place == exchange.verdict), of + 1)
@@ -180,20 +192,22 @@ class Dialogues:
             self._enter(Dialogue(body["dialogue"], body["annotator"], start, body.get("text", ""), body["most"]))
         elif kind in ("say", "answers", "end"):
             self._within(kind, self.by_id[body["dialogue"]], body, number)
-        elif kind in ("label", "undo") and body["item"] in self._of_item:
-            dialogue = self.by_id[self._of_item[body["item"]]]
-            place = next((i for i, one in enumerate(dialogue.exchanges) if one.item == body["item"]), None)
-            if place is None or body["annotator"] != dialogue.annotator or (kind == "label" and "goes_on" not in body):
-                return  # no choice of this dialogue's person
-            if kind == "undo":
-                del dialogue.exchanges[place + 1 :]
-            exchange = dialogue.exchanges[place]
-            is_choice = kind == "label"
-            exchange.verdict = body["verdict"] if is_choice else None
-            exchange.goes_on = body["goes_on"] if is_choice else None
-            if exchange.goes_on == "again":
-                dialogue.exchanges.append(Exchange(exchange.text, number))
-            self._enter(dialogue)
+        elif kind in ("label", "skip", "flag", "undo") and body["item"] in self._of_item:
+            self._answered(kind, self.by_id[self._of_item[body["item"]]], body, number)
+
+    def _answered(self, kind: EventKind, dialogue: Dialogue, body: EventBody, number: int) -> None:
+        place = next((i for i, one in enumerate(dialogue.exchanges) if one.item == body["item"]), None)
+        if place is None or body["annotator"] != dialogue.annotator or (kind != "undo" and "goes_on" not in body):
+            return  # no answer of this dialogue's person
+        if kind == "undo":
+            del dialogue.exchanges[place + 1 :]
+        exchange = dialogue.exchanges[place]
+        exchange.verdict = body["verdict"] if kind == "label" else None
+        exchange.edit = body.get("edit", "") if kind == "label" else ""
+        exchange.goes_on = None if kind == "undo" else body["goes_on"]
+        if exchange.goes_on == "again":
+            dialogue.exchanges.append(Exchange(exchange.text, number))
+        self._enter(dialogue)
 
     def _within(self, kind: EventKind, dialogue: Dialogue, body: EventBody, number: int) -> None:
         if kind == "say":

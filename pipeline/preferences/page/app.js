@@ -1,24 +1,28 @@
 // The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
 
-import { chooseByClick, introduce, KEYS, STRENGTHS } from "./choices.js";
-import { askText, askWhy } from "./dialogs.js";
+import { chooseByClick, introduce, keyOf, KEYS, STRENGTHS } from "./choices.js";
 import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
+import { askComment, askEdit, askFlag, askSkip, isPreference, NAMES, paint as paintDraft } from "./remarks.js";
 import { rendered, showTurns, textOf } from "./rendering.js";
-import { asking, requestId, token } from "./requests.js";
+import { asking, once, Refused, requestId, token } from "./requests.js";
 
 const at = (id) => document.getElementById(id);
-const NAMES = { left: "A", right: "B" };
 const SKIPS = ["I know too little about this", "I cannot decide", "I do not read this language", "The question makes no sense"];
-const FLAGS = ["harmful", "personal data", "broken"];
-const LONGEST_COMMENT = 2000; // bytes; the server counts characters
-const LONGEST_EDIT = 48_000;
+const LONGEST_S = 86_400; // of a label: a tab may stand open for days
+const POLL_S = 20;
+const ENDS = {
+  closed: "No more labels are needed. Thank you!",
+  done: "Nothing is left for you here. Thank you!",
+  later: "Nothing is left for you just now. Others are at the last pairs: one that they leave is shown here.",
+};
 let items = [];
 let shownAt = 0;
 let pending = Promise.resolve(); // what is on its way; a key pressed meanwhile waits for it, and none is lost
 let waiting = false;
 let isClosed = false;
+let later = false; // others have pairs that may come back to this person
 let dimensions = [];
 let view = "rendered"; // or "raw", the texts as they were written, or "compared", the raw answers with their differences
 
@@ -29,21 +33,11 @@ function say(text, isBad = false) {
 
 const ask = asking(say);
 
-const isPreference = (side) => side === "left" || side === "right";
-
 // Show what was said of the pair that is on the screen.
 function paint() {
-  const { choice, strength, comment, edits } = draftOf(items[0].item);
-  for (const button of at("choices").children) button.setAttribute("aria-checked", String(button.dataset.choice === choice));
-  for (const [side, name] of Object.entries(NAMES)) {
-    at(side).classList.toggle("chosen", side === choice);
-    at(side).querySelector(".edit span").textContent = edits[side] ? `Edited ${name}, edit again` : `Edit ${name}`;
-  }
-  at("strength").textContent = isPreference(choice) ? `${NAMES[choice]} is ${STRENGTHS[strength]} (press again to change)` : "";
-  const unused = Object.keys(edits).filter((side) => edits[side] && side !== choice);
-  const left = unused.map((side) => `Your edit of ${NAMES[side]} is not saved unless ${NAMES[side]} is better.`);
-  at("note").textContent = [comment && `Comment: ${comment}`, ...(choice ? left : [])].filter(Boolean).join(" · ");
-  at("submit").disabled = choice === null;
+  const draft = draftOf(items[0].item);
+  const { choice, strength } = draft;
+  paintDraft(draft, isPreference(choice) ? `${NAMES[choice]} is ${STRENGTHS[strength]} (press again to change)` : "");
 }
 
 function choose(side) {
@@ -51,6 +45,7 @@ function choose(side) {
   const draft = draftOf(items[0].item);
   draft.strength = isPreference(side) && side === draft.choice ? (draft.strength % 3) + 1 : 1;
   draft.choice = side;
+  if (at("message").textContent.startsWith("Choose ")) say("");
   keep();
   paint();
 }
@@ -81,13 +76,15 @@ function toggle(name) {
   showTexts();
 }
 
+const ended = () => ENDS[isClosed ? "closed" : later ? "later" : "done"];
+
 function show() {
   const item = items[0];
   at("work").hidden = !item;
   for (const id of ["choices", "submit", "comment", "skip", "flag", "strength", "note"]) at(id).hidden = !item;
   at("controls").hidden = false; // at the end too: the last answer can be taken back
   if (!item) {
-    say(isClosed ? "No more labels are needed. Thank you!" : "Nothing is left for you here. Thank you!");
+    say(ended());
     return;
   }
   showTexts();
@@ -97,8 +94,9 @@ function show() {
   window.scrollTo(0, 0);
 }
 
-function take({ items: next, progress }) {
+function take({ items: next, progress, later: comes }) {
   items = next;
+  later = comes ?? false;
   isClosed = progress.closed;
   at("progress").textContent = `${progress.done} of ${progress.wanted} labels, ${progress.own} yours`;
   at("bar").max = Math.max(progress.wanted, 1);
@@ -118,8 +116,14 @@ async function send(name, given) {
     if (items[0]?.item !== shown || !items.length) show();
   } catch (error) {
     items = before;
+    const is409 = error instanceof Refused && error.status === 409;
+    const told = is409 && (await once("next").catch(() => null)); // the pair may have been answered in another tab, say
+    if (told) take(told);
+    const isOther = told && items[0]?.item !== given.item;
     show();
-    say(`${error.message}. What you chose and wrote is kept in this tab.`, true);
+    const why = `${error.message}.`;
+    const then = items.length ? "This is the next pair." : ended();
+    say(`${why} ${isOther ? then : "What you chose and wrote is kept in this tab."}`, true);
   }
 }
 
@@ -129,7 +133,9 @@ async function takeBack() {
     if (told.undone) reopen(told.undone);
     take(told); // the pair whose answer was taken back is the first
     show();
-    say(told.undone ? "Your last answer is taken back." : "There is nothing to undo.");
+    const isShown = told.undone && items[0]?.item === told.undone;
+    const back = isShown ? "Your last answer is taken back." : "Your last answer is taken back. Its pair needs no label any more, so it is not shown.";
+    say(told.undone ? back : "There is nothing to undo.");
   } catch (error) {
     say(error.message, true);
   }
@@ -146,34 +152,14 @@ async function next(act) {
 
 function answer(name, body) {
   const item = items[0]?.item;
-  const given = { ...body, item, seconds: (performance.now() - shownAt) / 1000, request: requestId() };
+  const given = { ...body, item, seconds: Math.min((performance.now() - shownAt) / 1000, LONGEST_S), request: requestId() };
   if (item) next(() => (items[0]?.item === item ? send(name, given) : undefined));
 }
 
 const undo = () => next(takeBack);
 
-// Skip or flag the pair, with a reason.
-function leave(name, question, body) {
-  if (!items.length) return;
-  const draft = draftOf(items[0].item);
-  const typed = (draft.why[name] ??= {});
-  const act = (why) => {
-    const given = body(why);
-    answer(name, { ...given, reason: [given.reason, draft.comment].filter(Boolean).join(". ") }); // a comment is not lost
-  };
-  askWhy({ ...question, typed, keep, act });
-}
-
 function comment() {
-  if (!items.length) return;
-  const draft = draftOf(items[0].item);
-  const act = (text) => {
-    draft.comment = text.trim();
-    keep();
-    paint();
-  };
-  const asked = { heading: "Comment", hint: "It is saved with your choice.", name: "comment", text: draft.comment };
-  askText({ ...asked, most: LONGEST_COMMENT, typed: draft.typed, keep, act });
+  if (items.length) askComment(draftOf(items[0].item), keep, paint);
 }
 
 // Edit the chosen answer, or the one of a side.
@@ -186,18 +172,10 @@ function edit(side) {
     say("Choose A or B first: the answer you edit is the better one.", true);
     return;
   }
-  const original = item[chosen].at(-1).content.replaceAll("\r\n", "\n"); // as a field gives it back
-  const act = (text) => {
-    draft.edits[chosen] = text.trim() && text !== original ? text : "";
-    if (draft.choice !== chosen) Object.assign(draft, { choice: chosen, strength: 1 });
-    keep();
+  askEdit(draft, chosen, item[chosen].at(-1).content, keep, () => {
     showTexts();
     paint();
-  };
-  const heading = `Edit answer ${NAMES[chosen]}`;
-  const hint = "Your text becomes the better answer. An empty field brings the original back.";
-  const asked = { heading, hint, name: chosen, text: draft.edits[chosen] || original };
-  askText({ ...asked, most: LONGEST_EDIT, typed: draft.typed, keep, act });
+  });
 }
 
 function submit() {
@@ -205,39 +183,38 @@ function submit() {
   const { choice, strength, comment, edits, ratings: all } = draftOf(items[0].item);
   // A draft may be older than the dimensions of the batch.
   const ratings = Object.fromEntries(Object.entries(all).filter(([name]) => dimensions.some((one) => one.name === name)));
-  if (choice) answer("label", { choice, strength, comment, ratings, edit: (isPreference(choice) && edits[choice]) || "" });
+  if (!choice) say("Choose first: which answer is better?", true);
+  else answer("label", { choice, strength, comment, ratings, edit: (isPreference(choice) && edits[choice]) || "" });
 }
 
 const rate = () => enterDimensions(at("dimensions"));
 const toggleRaw = () => toggle("raw");
 const toggleCompared = () => toggle("compared");
-const inWords = ({ reason, words }) => ({ reason: [reason, words].filter(Boolean).join(": ") });
-const skip = () => leave("skip", { heading: "Why do you skip it? (may stay empty)", reasons: SKIPS, isNeeded: false }, inWords);
-const flag = () =>
-  leave(
-    "flag",
-    { heading: "What is wrong with it? Nobody will be shown it again.", reasons: FLAGS, isNeeded: true },
-    ({ reason, words }) => ({ flag: reason, reason: words }),
-  );
+function skip() {
+  const act = (given) => answer("skip", given);
+  if (items.length) askSkip("Why do you skip it? (may stay empty)", SKIPS, draftOf(items[0].item), keep, act);
+}
+
+function flag() {
+  const act = (given) => answer("flag", given);
+  if (items.length) askFlag("What is wrong with it? Nobody will be shown it again.", draftOf(items[0].item), keep, act);
+}
 
 const KEYS_OF_ACTS = { s: skip, f: flag, u: undo, m: toggleRaw, d: toggleCompared, c: comment, e: () => edit(), r: rate, enter: submit };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (takesKey(at("dimensions"), event)) return;
-  const key = event.key.toLowerCase();
+  const key = keyOf(event);
   const onControl = event.target.closest?.("button, a, summary");
   // Enter and the space bar on a button press that button, and nothing else.
   if ((key === "enter" || key === " ") && onControl && onControl !== at("submit")) return;
   const arrow = { arrowleft: "left", arrowright: "right" }[key];
-  if (arrow && !event.shiftKey) {
-    event.preventDefault();
-    choose(arrow);
-    return;
-  }
-  const act = KEYS_OF_ACTS[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
+  if (arrow && (event.shiftKey || event.target.matches?.(".text [tabindex]"))) return; // a box that scrolls
+  const side = arrow ?? KEYS[key];
+  const act = KEYS_OF_ACTS[key] ?? (side && (() => choose(side)));
   if (!act) return;
   event.preventDefault();
-  act();
+  if (!event.repeat) act(); // a key that is held down acts once
 });
 // A button pressed by mouse or finger does not keep the focus: Enter and the other keys are the page's.
 document.addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur(), true);
@@ -269,5 +246,17 @@ async function begin() {
     say(error.message, true);
   }
 }
+
+// Who has nothing left is given what others leave.
+async function look() {
+  if (!later || items.length || document.hidden) return;
+  try {
+    take(await once("next"));
+    if (items.length || !later) show();
+  } catch {
+    // the next time
+  }
+}
+setInterval(() => later && !items.length && next(look), POLL_S * 1000);
 
 begin();

@@ -2,6 +2,8 @@
 //
 // What was typed stays in `typed`, which the caller keeps, until OK: a box that was closed shows it again.
 
+import { keyOf } from "./choices.js";
+
 const at = (id) => document.getElementById(id);
 
 // Else keys would still go into the field that is gone. The event comes later, when another key may have opened it again.
@@ -49,7 +51,7 @@ export function askWhy({ heading, reasons, isNeeded, typed, keep, act }) {
     keep();
   };
   at("reasons").onkeydown = (event) => {
-    const radio = radios[Number(event.key) - 1];
+    const radio = radios[Number(keyOf(event)) - 1];
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (radio) radio.click();
     else if (event.key.length === 1 && event.key !== " ") words.focus(); // a letter starts the own words
@@ -75,7 +77,7 @@ export function askText({ heading, hint, name, text, most, typed, keep, act }) {
   field.value = typed[name] ?? text;
   field.setCustomValidity("");
   field.oninput = () => {
-    const bytes = new TextEncoder().encode(field.value).length;
+    const bytes = new TextEncoder().encode(JSON.stringify(field.value)).length - 2; // as they are sent
     field.setCustomValidity(bytes > most ? `This is too long: ${bytes} bytes, at most ${most}.` : "");
     typed[name] = field.value;
     keep();

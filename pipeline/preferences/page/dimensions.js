@@ -1,5 +1,7 @@
 // The dimensions of a comparison: each answer is rated, or one is better, with a reason in words where it is asked for.
 
+import { keyOf } from "./choices.js";
+
 const RESULTS = [["left", "A"], ["right", "B"], ["tie", "no difference"]];
 
 // A group of radio buttons; a number key chooses the button and goes on to the next group.
@@ -75,8 +77,8 @@ export function takesKey(where, event) {
   if (event.key === "Escape") event.target.blur();
   else if (stop.matches("input")) {
     if (event.key === "Enter") goOn();
-  } else if (event.key >= "1" && event.key <= "9") {
-    stop.querySelectorAll("input")[Number(event.key) - 1]?.click();
+  } else if (/^[1-9]$/.test(keyOf(event))) {
+    stop.querySelectorAll("input")[Number(keyOf(event)) - 1]?.click();
     goOn();
   } else return event.key.startsWith("Arrow") || event.key === " ";
   if (event.key !== "Escape" && !stop.matches("input")) event.preventDefault();

@@ -17,6 +17,14 @@ const LISTS = {
   open: ["Open", "These pairs still need labels."],
   adjudicated: ["Decided", "Pairs that a lead decided."],
 };
+// Those of live dialogues.
+const LIVE_LISTS = {
+  flagged: ["Flagged", "Somebody flagged these answers: they are in no row, and both models answered again."],
+  skipped: ["Skipped", "Somebody skipped these answers: the dialogue went on with one of them, drawn by chance."],
+  chosen: ["Chosen", "What people chose, the newest first. A choice that you drop makes no row, and another one takes its place."],
+  waiting: ["Waiting", "These answers wait for their person's choice."],
+};
+const OF_SEVERAL = ["with_the_rest", "gold", "consistency"]; // figures that live dialogues do not have
 // Key, heading, what it says. A figure below its bar is marked, never acted upon.
 const COLUMNS = [
   ["labels", "Labels", "Labels of pairs of the batch; below it, skipped and flagged pairs."],
@@ -30,6 +38,9 @@ const COLUMNS = [
 ];
 const RETRY_S = [1, 2, 4, 8, 15];
 let lead = "";
+let isLive = false;
+let lists = LISTS;
+let columns = COLUMNS;
 let overview = null;
 let list = "disagreements";
 let items = []; // of the list, those around the one that is shown
@@ -78,15 +89,24 @@ function showFigures() {
   at("bar").max = Math.max(progress.wanted, 1);
   at("bar").value = progress.done;
   at("figures").replaceChildren(
-    figure("Labels", `${count(progress.done)} (${done})`, `of ${count(progress.wanted)}, for ${count(progress.pairs)} pairs`),
+    figure("Labels", `${count(progress.done)} (${done})`, `of ${count(progress.wanted)}, ${isLive ? `in ${count(progress.dialogues)} dialogues` : `for ${count(progress.pairs)} pairs`}`),
     figure("In the last two hours", count(sums[22] + sums[23]), `${count(sums.reduce((a, b) => a + b))} in 24 hours`),
-    figure("Equal labels", agreement ? percent(agreement.value) : "–", agreement ? `${interval(agreement)}, on ${count(agreement.n)} pairs` : "no pair has two labels"),
-    figure("Krippendorff's alpha", alpha === null ? "–" : alpha.toFixed(2), ordinal === null ? "1 is agreement, 0 is chance" : `with strength ${ordinal.toFixed(2)}; 1 is agreement, 0 chance`),
+    ...(isLive ? alone() : [figure("Equal labels", agreement ? percent(agreement.value) : "–", agreement ? `${interval(agreement)}, on ${count(agreement.n)} pairs` : "no pair has two labels"),
+    figure("Krippendorff's alpha", alpha === null ? "–" : alpha.toFixed(2), ordinal === null ? "1 is agreement, 0 is chance" : `with strength ${ordinal.toFixed(2)}; 1 is agreement, 0 chance`)]),
     figure("People", String(people.length), `${active} active, ${leads.length} ${leads.length === 1 ? "lead" : "leads"}`),
-    figure("Decided by leads", count(overview.lists.adjudicated), `${count(overview.lists.dropped)} dropped`),
+    isLive ? figure("Dropped by leads", count(overview.lists.dropped), "make no row, and need others in their place") : figure("Decided by leads", count(overview.lists.adjudicated), `${count(overview.lists.dropped)} dropped`),
   );
   showHours(sums);
   at("close").textContent = progress.closed ? "Open the batch again" : "Close the batch";
+}
+
+// What live dialogues have in place of agreement.
+function alone() {
+  const { flagged, skipped, waiting } = overview.lists;
+  return [
+    figure("Skipped and flagged", `${count(skipped)}, ${count(flagged)}`, `${count(waiting)} wait for a choice`),
+    figure("Agreement", "–", "nobody else sees a person's dialogue"),
+  ];
 }
 
 function showHours(sums) {
@@ -104,7 +124,7 @@ function showHours(sums) {
   const line = document.createElementNS(SVG, "line");
   Object.entries({ x1: 0, x2: 480, y1: 86.5, y2: 86.5 }).forEach(([key, value]) => line.setAttribute(key, value));
   at("hours").replaceChildren(...bars, line);
-  at("hours-said").textContent = `Labels in each of the last 24 hours, hidden pairs too: ${count(sums[23])} in the current hour, ${count(Math.max(...sums))} at most.`;
+  at("hours-said").textContent = `Labels in each of the last 24 hours${isLive ? "" : ", hidden pairs too"}: ${count(sums[23])} in the current hour, ${count(Math.max(...sums))} at most.`;
 }
 
 // Cells keep their elements while numbers change, so that the focus stays where it is.
@@ -166,7 +186,7 @@ function showPeople() {
     row.cells[0].querySelector("span").textContent = person.name;
     row.cells[0].querySelector("small").textContent = person.access === "active" ? "" : person.access;
     const values = cells(person);
-    for (const [key, label] of COLUMNS) fill(cell(row, key, label), ...values[key]);
+    for (const [key, label] of columns) fill(cell(row, key, label), ...values[key]);
     const last = row.querySelector(".actions") ?? row.appendChild(make("td", { className: "actions" }));
     if (row.access !== person.access) {
       row.access = person.access;
@@ -185,7 +205,7 @@ function showPeople() {
 function showLists() {
   for (const button of at("lists").children) {
     const name = button.dataset.list;
-    button.textContent = `${LISTS[name][0]} ${count(overview.lists[name])}`;
+    button.textContent = `${lists[name][0]} ${count(overview.lists[name])}`;
     button.setAttribute("aria-selected", String(name === list));
     button.tabIndex = name === list ? 0 : -1;
   }
@@ -309,7 +329,7 @@ function said(one) {
 
 function showItem() {
   const item = items[place - offset];
-  at("said").textContent = total ? LISTS[list][1] : "There is none.";
+  at("said").textContent = total ? lists[list][1] : "There is none.";
   at("item").hidden = !item;
   if (!item) return;
   at("place").textContent = `${count(place + 1)} of ${count(total)}${item.missing ? `; lacks ${item.missing} ${item.missing === 1 ? "label" : "labels"}` : ""}`;
@@ -325,6 +345,8 @@ function showItem() {
   );
   at("labels").hidden = !at("labels").children.length;
   at("withdraw").hidden = !item.final;
+  const canDrop = !isLive || list === "chosen";
+  for (const part of [at("drop"), at("reason"), at("decide").querySelector("[for=reason]")]) part.hidden = !canDrop;
   at("reason").value = item.final?.reason ?? "";
   at("previous").disabled = place === 0;
   at("next").disabled = place >= total - 1;
@@ -360,7 +382,9 @@ at("withdraw").onclick = () => {
 };
 at("drop").onclick = () => {
   const given = { item: shown(), reason: at("reason").value };
-  sure("The pair leaves the batch: it needs no labels and makes no row. This cannot be undone here.", "Drop the pair", () => decide(() => ask("drop", given), "The pair is dropped."));
+  const what = isLive ? "choice" : "pair";
+  const follows = isLive ? "It makes no row, and another one takes its place." : "It leaves the batch, needs no labels and makes no row.";
+  sure(`Drop this ${what}? ${follows} This cannot be undone here.`, `Drop the ${what}`, () => decide(() => ask("drop", given), `The ${what} is dropped.`));
 };
 const step = (by) => total && place + by >= 0 && place + by < total && (items[place + by - offset] ? ((place += by), showItem()) : open(list, place + by));
 at("previous").onclick = () => step(-1);
@@ -371,7 +395,7 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || at("item").hidden || document.querySelector("dialog[open]")) return;
   if (event.target.closest("input, table, [role=tablist]")) return;
   const key = event.key.toLowerCase();
-  const does = { j: () => step(1), k: () => step(-1) }[key] ?? (at("panel").contains(event.target) && KEYS[key] && (() => choose(KEYS[key])));
+  const does = { j: () => step(1), k: () => step(-1) }[key] ?? (at("panel").contains(event.target) && !isLive && KEYS[key] && (() => choose(KEYS[key])));
   if (does) {
     event.preventDefault();
     does();
@@ -381,13 +405,28 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-at("lists").append(...Object.keys(LISTS).map((name) => {
-  const button = make("button", { type: "button", onclick: () => open(name, 0, true) });
-  button.setAttribute("role", "tab");
-  button.setAttribute("aria-controls", "panel");
-  button.dataset.list = name;
-  return button;
-}));
+// Make what is another in live dialogues: lists, columns, and whether a lead gives verdicts.
+function furnish() {
+  [lists, columns] = isLive ? [LIVE_LISTS, COLUMNS.filter(([key]) => !OF_SEVERAL.includes(key))] : [LISTS, COLUMNS];
+  at("lists").append(...Object.keys(lists).map((name) => {
+    const button = make("button", { type: "button", onclick: () => open(name, 0, true) });
+    button.setAttribute("role", "tab");
+    button.setAttribute("aria-controls", "panel");
+    button.dataset.list = name;
+    return button;
+  }));
+  at("people").tHead.rows[0].append(
+    make("th", { scope: "col", textContent: "Person" }),
+    ...columns.map(([, label]) => make("th", { scope: "col", textContent: label })),
+    make("th", { scope: "col", textContent: "Link" }),
+  );
+  at("legend").append(...columns.map(([, label, text]) => make("div", {}, make("dt", { textContent: label }), make("dd", { textContent: text }))));
+  at("alone").hidden = at("no-verdict").hidden = !isLive;
+  if (isLive) at("pairs-title").textContent = "Answers to look at";
+  if (isLive) at("drop").textContent = "Drop choice";
+  for (const part of [at("decide").querySelector("fieldset"), at("save")]) part.hidden = isLive;
+}
+
 at("lists").onkeydown = (event) => {
   const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!by) return;
@@ -397,12 +436,6 @@ at("lists").onkeydown = (event) => {
   to.focus();
   open(to.dataset.list);
 };
-at("people").tHead.rows[0].append(
-  make("th", { scope: "col", textContent: "Person" }),
-  ...COLUMNS.map(([, label]) => make("th", { scope: "col", textContent: label })),
-  make("th", { scope: "col", textContent: "Link" }),
-);
-at("legend").append(...COLUMNS.map(([, label, text]) => make("div", {}, make("dt", { textContent: label }), make("dd", { textContent: text }))));
 addEventListener("hashchange", () => location.reload());
 
 async function begin() {
@@ -411,13 +444,15 @@ async function begin() {
     return;
   }
   try {
-    const { lead: name, title } = await ask("hello");
+    const { lead: name, title, live = false } = await ask("hello");
     lead = name;
+    isLive = live;
+    furnish();
     at("title").textContent = `${title}: how it goes`;
     document.title = `${title} · ${lead}`;
     await refresh();
     at("work").hidden = false;
-    await open(Object.keys(LISTS).find((one) => overview.lists[one]) ?? "disagreements");
+    await open(Object.keys(lists).find((one) => overview.lists[one]) ?? Object.keys(lists)[0]);
   } catch (error) {
     say(error instanceof Refused ? error.message : "The server cannot be reached: reload the page.", true);
   }

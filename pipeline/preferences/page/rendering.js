@@ -20,16 +20,22 @@ const ALLOWED = {
   ALLOW_ARIA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,
 };
-const LONGEST = 200_000; // characters; a longer text is shown as it is
+// What takes longer to render than a person waits is shown as it is: texts of so many characters or lines, formulas of so
+// many characters, and those beyond so many of a text.
+const [LONGEST, MOST_LINES] = [50_000, 3000];
+const [LONGEST_FORMULA, MOST_FORMULAS] = [3000, 500];
+let formulas = 0; // of the text that is being rendered
 
 function formula(tex, displayMode) {
   try {
+    formulas += 1;
+    if (tex.length > LONGEST_FORMULA || formulas > MOST_FORMULAS) throw new RangeError();
     const limits = { maxExpand: 200, maxSize: 20, strict: "ignore", trust: false };
     const mathml = katex.renderToString(tex, { output: "mathml", displayMode, ...limits });
     const plain = mathml.replace(/ style="[^"]*"/g, ""); // the policy allows no style in an attribute
     return displayMode ? `<div class="formula">${plain}</div>` : plain;
   } catch {
-    return `<code>${markdown.utils.escapeHtml(tex)}</code>`; // no formula that LaTeX knows
+    return `<code>${markdown.utils.escapeHtml(tex)}</code>`; // no formula that LaTeX knows, or too much of it
   }
 }
 
@@ -37,8 +43,34 @@ const markdown = markdownit({ html: false, linkify: false, breaks: true }).use(m
   delimiters: "all",
   render: formula,
 });
+// The library takes `$$` at the start of a line for a block, even when text follows the formula or the block has no end, and
+// all that follows for the formula. It does not know `$$…$$` and `\\[…\\]` within a line, which models write.
+const dollars = markdown.block.ruler.__rules__.find((rule) => rule.name === "math_block_dollar").fn;
+const blockOfDollars = (state, start, end, silent) => {
+  const line = (at) => state.src.slice(state.bMarks[at] + state.tShift[at], state.eMarks[at]).trimEnd();
+  const first = line(start);
+  if (!first.startsWith("$$")) return false;
+  const inside = first.indexOf("$$", 2);
+  if (inside > 0 && inside < first.length - 2) return false;
+  state.env.lastDollars ??= Array.from({ length: state.lineMax }, (_, at) => at).findLast((at) => line(at).endsWith("$$")) ?? -1;
+  if (inside < 0 && state.env.lastDollars <= start) return false;
+  return dollars(state, start, end, silent);
+};
+markdown.block.ruler.at("math_block_dollar", blockOfDollars, { alt: ["paragraph", "reference", "blockquote", "list"] });
+const displayed = (state, silent) => {
+  const [open, close] = { $: ["$$", "$$"], "\\": ["\\[", "\\]"] }[state.src[state.pos]] ?? [];
+  if (!open || !state.src.startsWith(open, state.pos)) return false;
+  const end = state.src.indexOf(close, state.pos + 2);
+  const tex = end < 0 ? "" : state.src.slice(state.pos + 2, end);
+  if (!tex.trim() || tex.includes("$")) return false;
+  if (!silent) state.push("math_displayed", "math", 0).content = tex;
+  state.pos = end + 2;
+  return true;
+};
+markdown.inline.ruler.before("escape", "math_displayed", displayed);
 const escape = markdown.utils.escapeHtml;
 const rules = markdown.renderer.rules;
+rules.math_displayed = (tokens, at) => formula(tokens[at].content, true).replace(/^<div(.*)div>$/s, "<span$1span>"); // in a paragraph
 // Nothing is loaded from elsewhere: an image is its description and its address.
 rules.image = (tokens, at) => `<code>${escape(`[image: ${tokens[at].content}] ${tokens[at].attrGet("src")}`)}</code>`;
 // The page has headings of its own above these.
@@ -84,10 +116,15 @@ function plain(text) {
 
 // Return a text as an element.
 export function rendered(text, isRaw = false) {
-  if (isRaw || text.length > LONGEST) return plain(text);
+  if (isRaw) return plain(text);
+  const part = document.createElement("div");
+  part.className = "text";
+  if (text.length > LONGEST || text.split("\n", MOST_LINES + 1).length > MOST_LINES) {
+    part.append(Object.assign(document.createElement("small"), { textContent: "Too long to be rendered: as it was written." }), plain(text));
+    return part;
+  }
   try {
-    const part = document.createElement("div");
-    part.className = "text";
+    formulas = 0;
     part.append(DOMPurify.sanitize(markdown.render(text), ALLOWED));
     return part;
   } catch {

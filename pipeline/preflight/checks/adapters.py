@@ -25,7 +25,7 @@ def quantize_problems(plan: Plan) -> Iterator[Problem]:
         adapter = getattr(stage.spec.config, "adapter", None)
         for field in ("model", "init") if kind_of(stage.spec.kind).parallel else ():
             for item in stage.inputs.get(field, []):
-                stored = quantization_of_files(_json_of(item.artifact, "config.json"))
+                stored = quantization_of_files(json_of(item.artifact, "config.json"))
                 problem = quantized_files_problem(item.ref, stored, adapter, takes_adapter=takes_adapter)
                 if stored and problem is None:
                     problem = layout_problem(f"`{item.ref}` is kept quantised ({stored})", compute)
@@ -45,7 +45,7 @@ def merge_problems(plan: Plan) -> Iterator[Problem]:
     stages = {stage.spec.name: stage for stage in plan.stages}
     for stage in (stage for stage in plan.pending if kind_of(stage.spec.kind).traits.folds_adapters):
         below = stage.inputs["model"][0]
-        if "SequenceClassification" in str(_json_of(below.artifact, "config.json").get("architectures")):
+        if "SequenceClassification" in str(json_of(below.artifact, "config.json").get("architectures")):
             yield _unmergeable(plan, stage, "model", 0, f"`{below.ref}` is a reward model", "a language model")
             continue
         for index, item in enumerate(stage.inputs["adapters"]):
@@ -55,11 +55,11 @@ def merge_problems(plan: Plan) -> Iterator[Problem]:
                 parents = made_by.inputs.get("model", [])
                 parent = parents[0].fingerprint if parents else ""
             else:
-                manifest = _json_of(item.artifact, "manifest.json")
+                manifest = json_of(item.artifact, "manifest.json")
                 settings = manifest.get("config", {}).get("config", {})
                 parent = manifest.get("lineage", {}).get("parent")
                 has_no_adapter = bool(manifest) and settings.get("adapter") is None
-                if _json_of(item.artifact, "adapter_config.json").get("task_type") == "SEQ_CLS":
+                if json_of(item.artifact, "adapter_config.json").get("task_type") == "SEQ_CLS":
                     statement = f"`{item.ref}` is the adapter of a reward model"
                     yield _unmergeable(plan, stage, "adapters", index, statement, "that of a language model")
             if has_no_adapter:
@@ -78,7 +78,7 @@ def _unmergeable(plan: Plan, stage: PlannedStage, field: str, index: int, statem
     return Problem(f"{field}: {statement}", expected, "", where, stage.spec.name)
 
 
-def _json_of(folder: Path | None, name: str) -> JsonObject:
+def json_of(folder: Path | None, name: str) -> JsonObject:
     """Return a JSON file of a folder; empty if it is missing, unreadable, or not an object."""
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8")) if folder is not None else {}

@@ -19,7 +19,7 @@ from pipeline.stage import kind_of
 
 
 class StageRequests(NamedTuple):
-    """The requests of a stage.
+    """The requests of a stage to one server.
 
     Attributes:
         stage: name of the stage.
@@ -54,19 +54,20 @@ def stage_requests(plan: Plan, store: Store) -> Iterator[StageRequests]:
         except PipelineError:
             continue
         try:
-            forecast, problem = requests.forecast(stage.spec.config, rows)
+            forecasts = requests.forecast(stage.spec.config, rows)
         except PipelineError as error:
             for one in error.problems:
                 yield StageRequests(name, None, "", _placed(plan, stage, one))
             continue
-        yield StageRequests(name, forecast, f"stage {name}: {forecast}", _placed(plan, stage, problem))
+        for forecast, problem in forecasts:
+            yield StageRequests(name, forecast, f"stage {name}: {forecast}", _placed(plan, stage, problem))
 
 
 def _rows(plan: Plan, use: SourceUse, store: Store) -> RequestRows:
     rows = load(
         plan.recipe.data[use.source_name], use.shapes, seed=use.seed, name=use.source_name, artifact=use.artifact
     )
-    return RequestRows([*rows.train, *rows.held_out], rows.shape, use.seed, store.root)
+    return RequestRows([*rows.train, *rows.held_out], len(rows.held_out), rows.shape, use.seed, store.root)
 
 
 def _placed(plan: Plan, stage: PlannedStage, problem: Problem | None) -> Problem | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.preflight.forecast.needs import forecasts
 from pipeline.preflight.forecast.remedies import fitting_problems, resolve_auto
-from pipeline.preflight.forecast.stages import Forecast, forecasts
+from pipeline.preflight.forecast.stages import Forecast
 
 __all__ = ["Forecast", "fitting_problems", "forecasts", "resolve_auto"]

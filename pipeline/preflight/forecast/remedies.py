@@ -16,7 +16,8 @@ from pipeline.errors import Problem
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.parallel.batch_split import batch_split_problems, divisor_up_to
 from pipeline.plan import Plan
-from pipeline.preflight.forecast.stages import Forecast, forecasts
+from pipeline.preflight.forecast.needs import forecasts
+from pipeline.preflight.forecast.stages import Forecast
 from pipeline.recipe.schema import Compute
 
 _NOTHING = "no setting that we know makes it fit: a smaller model, or a device with more memory"

@@ -28,7 +28,7 @@ class Lengths:
     """Sizes of the rows a stage trains on.
 
     Attributes:
-        rows: number of rows.
+        rows: number of rows; of candidates, number of answers.
         characters: total over all rows.
         longest: characters of the longest row.
         turns: total over all rows.
@@ -68,22 +68,33 @@ class RowLengths:
         """Return the lengths of the rows a stage trains on; None when the rows are not on this machine."""
         item = stage.data.get("data")
         source = self.plan.recipe.data[item.source_name] if item is not None else None
-        if item is None or source is None or source.path is None:
+        if item is None or source is None:
+            return None
+        artifact = self.plan.data_artifact(source.artifact) if source.artifact is not None else None
+        if source.path is None and artifact is None:
             return None
         shape = type(stage.spec.config).markers(Data)["data"].shape
         key = f"{item.digest} {shape} {json.dumps(source.model_dump(mode='json', exclude={'path'}), sort_keys=True)}"
         if key not in self._known:
             try:
-                rows = load(source, shape, seed=stage.spec.seed, name=item.source_name).train
+                rows = load(source, shape, seed=stage.spec.seed, name=item.source_name, artifact=artifact).train
             except PipelineError:  # preflight reports bad rows
                 return None
-            sizes = [_size(row) for row in rows]
+            sizes = [size for row in rows for size in _sizes(row)]
             lengths = Lengths(
                 len(sizes), sum(c for c, _ in sizes), max((c for c, _ in sizes), default=0), sum(t for _, t in sizes)
             )
             self._known[key] = asdict(lengths)
             keep_if_possible(self.file, json.dumps(self._known))
         return Lengths(**self._known[key])
+
+
+def _sizes(row: Row) -> list[tuple[int, int]]:
+    """Return the characters and turns of a row; of candidates those of each answer with its prompt."""
+    if "candidates" not in row:
+        return [_size(row)]
+    answers = [str(one["text"]) for one in row["candidates"]]
+    return [_size({"prompt": row["prompt"], "completion": answer}) for answer in answers]
 
 
 def _size(row: Row) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import Problem, agreeing
 from pipeline.models.load.adapter_targets import layers_in, target_problems
-from pipeline.models.load.kernels import INSTALL, NAMES, has
+from pipeline.models.load.kernels import ENGINE_KEYS, NAMES, has, install_vllm
 from pipeline.plain_data import JsonView
 from pipeline.plan import Plan, PlannedStage
 from pipeline.preflight.forecast.machine import has_no_gpu
@@ -49,8 +49,9 @@ def _missing(spec: StageSpec, words: JsonView) -> Iterator[Problem]:
     if quantize is not None and not has("bitsandbytes"):
         statement = f"adapter.quantize is {quantize}, and bitsandbytes is not installed"
         yield Problem(statement, "", "pip install 'trueup[quantize]'")
-    if words.get("rollout_engine") == "vllm" and not has("vllm"):
-        yield Problem(f"rollout_engine is vllm, and {NAMES['vllm']} is not installed", "", INSTALL["vllm"])
+    for key in ENGINE_KEYS:
+        if words.get(key) == "vllm" and not has("vllm"):
+            yield Problem(f"{key} is vllm, and {NAMES['vllm']} is not installed", "", install_vllm(key))
     packages = kind_of(spec.kind).traits.packages
     if packages is not None and (missing := [name for name in packages.modules if not has(name)]):
         are = agreeing(len(missing), "is", "are")

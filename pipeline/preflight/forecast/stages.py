@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.artifacts import Store
 from pipeline.estimate.devices import Device
 from pipeline.estimate.memory import (
     Memory,
@@ -29,17 +28,18 @@ from pipeline.estimate.shape import ModelShape
 from pipeline.estimate.work import forward_flops, hours, training_flops
 from pipeline.kind.traits import Workload
 from pipeline.models.load.adapter_config import Adapter
-from pipeline.plan import Plan, PlannedStage
+from pipeline.plan import PlannedStage
 from pipeline.preflight.forecast.batches import micro_batch_of, rows_asked, steps_of
 from pipeline.preflight.forecast.machine import this_machine
 from pipeline.preflight.forecast.precision import precisions_of
-from pipeline.preflight.forecast.rows import Lengths, RowLengths
-from pipeline.preflight.forecast.shapes import ModelShapes
+from pipeline.preflight.forecast.rows import Lengths
 from pipeline.recipe.schema import Compute, Hardware
 from pipeline.stage import Kind, kind_of
 
 PPO_COPIES = 5.0
 """fp32 copies of the head's output that PPO's forward pass saves: logits, log-probabilities, and the entropy's."""
+SCORED_TOKENS = 4096
+"""Padded tokens in one forward pass of a reward model that only scores (`pipeline/models/scoring.py`)."""
 ASSUMED_LENGTH = 1024
 """Tokens of the longest row if the rows are not on this machine and no setting bounds their length."""
 
@@ -127,30 +127,6 @@ class Forecast:
         return self.hours * self.device.usd_per_hour * self.processes
 
 
-def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
-    """Return a forecast for each pending stage with a model, and notes on what is not known.
-
-    Args:
-        plan: plan of a recipe.
-        store: caches row lengths and model shapes.
-    """
-    shapes, rows = ModelShapes(plan, store.root / ".cache"), RowLengths(plan, store.root / ".cache")
-    needs = []
-    for stage in plan.pending:
-        kind = kind_of(stage.spec.kind)
-        if kind.workload is None:
-            continue
-        shape = shapes.of_stage(stage)
-        if shape is None:
-            continue
-        lengths = rows.of(stage)
-        others = [shapes.of_input(item) for field in ("reward", "watch") for item in stage.inputs.get(field, [])]
-        known = tuple(other for other in others if other is not None)
-        facts = Facts(stage, shape, lengths, known, stored=shapes.quantization_of(stage))
-        needs.append(facts.forecast(stage.spec.effective_compute, getattr(stage.spec.config, "adapter", None)))
-    return needs, list(dict.fromkeys(shapes.notes))
-
-
 def device_of(compute: Compute) -> Device:
     """Return the device a stage is forecast for: the one `compute.hardware` names, else this machine's."""
     asked = compute.hardware
@@ -170,6 +146,7 @@ class Facts:
         others: shapes of the reward models beside the trained one.
         stored: ``4bit`` or ``8bit`` if the model's files are quantised so; empty otherwise.
         changed: fields of `train` that replace the recipe's in this forecast.
+        before: forecast of the pending stage that samples the rows; None if they are there, or not sampled.
     """
 
     stage: PlannedStage
@@ -178,6 +155,7 @@ class Facts:
     others: tuple[ModelShape, ...] = ()
     stored: str = ""
     changed: Mapping[str, int] = field(default_factory=dict)
+    before: Forecast | None = None
 
     @property
     def kind(self) -> Kind:
@@ -219,7 +197,7 @@ class Facts:
             eager=compute.attention == "eager",
             fsdp=compute.fsdp,
         )
-        methods = {"rows": self._trained, "answers": self._evaluated}
+        methods = {"rows": self._trained, "answers": self._evaluated, "candidates": self._scored}
         forecast = methods.get(self.workload.over, self._sampled)(compute, adapter, device, layout)
         return replace(forecast, host=host_bytes(self.shape, forecast.trained, layout))
 
@@ -371,6 +349,22 @@ class Facts:
         tokens = float(rows * longest * config.responses_per_prompt) if rows else None
         work = tokens and forward_flops(self.shape, tokens, longest) * (config.passes_per_response + len(self.others))
         return Forecast(self, compute, None, device, 0, longest, min(rows or 128, 128), tokens, work or None, parts)
+
+    def _scored(self, compute: Compute, adapter: Adapter | None, device: Device, layout: ParallelLayout) -> Forecast:
+        """Forecast a stage whose reward models, one after another, read every answer once; the first is the largest."""
+        shape, before, tokens, longest = self.shape, self.before, None, ASSUMED_LENGTH
+        if self.lengths is not None:
+            tokens, longest = self.lengths.tokens(shape.vocab), self.lengths.longest_tokens(shape.vocab)
+        elif before is not None:
+            tokens, longest = before.tokens, before.longest
+        rows, flops = max(1, SCORED_TOKENS // longest), 0.0
+        parts = Memory(
+            weights=_frozen_bytes(layout) * shape.parameters, activations=block_bytes(shape, rows, longest, layout)
+        )
+        parts = replace(parts, peak=peak(parts, accumulates=False))
+        if tokens:
+            flops = sum(forward_flops(one, tokens, longest) for one in (shape, *self.others))
+        return Forecast(self, compute, None, device, 0, longest, rows, tokens or None, flops or None, parts)
 
     def _longest(self, train: Any, *, sequences: int) -> int:
         """Return the tokens of the longest row in all its ``sequences``, such as the sides of a pair with prompts."""

@@ -10,9 +10,11 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from pipeline.plain_data import Row
 from pipeline.records.faults import BadRowError, json_in, kind_of_value, text_of
+from pipeline.records.files.opening import is_unicode
 from pipeline.records.shapes.comparisons import compared
 from pipeline.records.shapes.turns import Turns, check_order, listed_messages, transcript_turns, turns_of
 from pipeline.stage import Shape
@@ -236,10 +238,12 @@ def _parse_candidates(row: Row) -> Parsed:
     answers = row.get("candidates")
     if not holds_candidates(answers):
         raise BadRowError("`candidates` holds something else than answers", 'a list of {"text": …}')
+    if not all(is_unicode(one["text"]) for one in answers):
+        raise BadRowError("the text of a candidate holds half of a surrogate pair", "Unicode text")
     return _parse_prompt(row)
 
 
-def holds_candidates(value: object) -> bool:
+def holds_candidates(value: object) -> TypeGuard[list[Mapping[str, str]]]:
     """Return whether a value is a list of answers, each an object with a `text`."""
     return (
         isinstance(value, list)

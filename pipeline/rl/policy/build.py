@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import torch
 from peft import PeftModel
 
 from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.models.generate.decode import GenerationSettings
+from pipeline.models.generate.engines.engine import Engine
+from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import attach
 from pipeline.rl.policy.adapters import VALUE, add_adapter, keep_reference_adapter
 from pipeline.rl.policy.policy import Policy, ValueHead, ValueModel, can_be_cut
-from pipeline.rl.rollout.engines import Engine
 from pipeline.rl.rollout.episodes import Episode, Prompt, pack
 from pipeline.rl.train_engines.engines import TrainEngine
 
@@ -138,7 +141,7 @@ def check_policy(
     policy: Policy,
     engine: Engine,
     prompts: Sequence[Prompt],
-    eos_ids: Sequence[int],
+    settings: GenerationSettings,
     sharded_engine: TrainEngine | None = None,
 ) -> str:
     """Check on a few greedy responses that scoring agrees with sampling, and cached lower layers with the full model.
@@ -149,11 +152,11 @@ def check_policy(
     Raises:
         PipelineError: scoring does not rank a greedily sampled token first, so sampling and scoring differ.
     """
-    few = list(prompts)[:4]
+    few, greedy = list(prompts)[:4], replace(settings, sampling=Sampling(greedy=True), seed=0)
     with sharded_engine.sampling() if sharded_engine is not None else policy.sampling() as model:
-        responses = engine(model, [p.ids for p in few], seed=0, places=range(len(few)), greedy=True).responses
+        responses = engine(model, [p.ids for p in few], greedy, range(len(few))).responses
     episodes = [
-        Episode(i, prompt.row, prompt.ids, response, bool(response) and response[-1] in eos_ids, "")
+        Episode(i, prompt.row, prompt.ids, response, bool(response) and response[-1] in settings.ends, "")
         for i, (prompt, response) in enumerate(zip(few, responses, strict=True))
     ]
     batch = pack(episodes, policy.device)

@@ -17,12 +17,14 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from pipeline.errors import ExitCode, PipelineError, Problem
+from pipeline.models.generate.decode import GenerationSettings
+from pipeline.models.generate.engines.engine import Engine
 from pipeline.parallel.ranks import Ranks
 from pipeline.rl.policy.policy import Outputs, Policy
 from pipeline.rl.ppo import measures
@@ -34,8 +36,8 @@ from pipeline.rl.ppo.guards import Guards
 from pipeline.rl.ppo.loss import PolicyLoss, ValueLoss, importance_weights, kl_loss, policy_loss, value_loss
 from pipeline.rl.ppo.settings import PPOSettings
 from pipeline.rl.ppo.shaping import same_length_reward
-from pipeline.rl.rollout.engines import Engine, prompt_order, roll_out
 from pipeline.rl.rollout.episodes import Episode, Prompt, idle_episode, micro_batches, pack
+from pipeline.rl.rollout.rollouts import prompt_order, roll_out
 from pipeline.rl.train_engines.engines import PlainEngine, TrainEngine, are_finite, clip_factors, drifted
 
 Score = Callable[[Sequence[Episode]], list[float]]
@@ -57,7 +59,7 @@ class PPOTrainer:
         prompts: training prompts.
         score: reward function of episodes.
         engine: rollout engine, which samples responses.
-        eos_ids: tokens that end a response; empty for responses of a fixed length.
+        generation: limits and end tokens of a response, and how its tokens are chosen; each rollout has its own seed.
         decode_text: converts tokens to text.
         held_out: prompts for evaluation; may be empty.
         seed: seed of all random numbers.
@@ -75,7 +77,7 @@ class PPOTrainer:
     prompts: Sequence[Prompt]
     score: Score
     engine: Engine
-    eos_ids: Sequence[int]
+    generation: GenerationSettings
     decode_text: Callable[[Sequence[int]], str]
     held_out: Sequence[Prompt] = ()
     seed: int = 0
@@ -167,14 +169,8 @@ class PPOTrainer:
         return self._sample(own_prompts, self.seed * 1_000_003 + self.iteration)
 
     def _sample(self, prompts: Sequence[tuple[int, Prompt]], seed: int) -> list[Episode]:
-        return roll_out(
-            self.train_engine.sampling(),
-            self.engine,
-            prompts,
-            seed=seed,
-            eos_ids=self.eos_ids,
-            decode_text=self.decode_text,
-        )
+        sampling, settings = self.train_engine.sampling(), replace(self.generation, seed=seed)
+        return roll_out(sampling, self.engine, prompts, settings=settings, decode_text=self.decode_text)
 
     @torch.no_grad()
     def measure(self, episodes: Sequence[Episode], *, for_update: bool = False, reference: bool = True) -> None:
@@ -234,7 +230,7 @@ class PPOTrainer:
             self.scale,
             self.ranks,
             price=self.kl.coef if self.uses_kl_penalty and not self.settings.kl_in_loss else 0.0,
-            has_ends=bool(self.eos_ids),
+            has_ends=bool(self.generation.ends),
             is_first=self.iteration == 0,
         )
         self.return_deviation = metrics["return_std"]
@@ -245,7 +241,7 @@ class PPOTrainer:
         s = self.settings
         self._set_rates()
         sums = measures.UpdateSums()
-        in_loss = learnt(episodes, s, has_ends=bool(self.eos_ids)).tolist()
+        in_loss = learnt(episodes, s, has_ends=bool(self.generation.ends)).tolist()
         by_place = {episode.place: episode for episode, is_on in zip(episodes, in_loss, strict=True) if is_on}
         total, size = s.epochs * s.minibatches, s.rollout_batch // s.minibatches
         epochs_run = 0

@@ -8,10 +8,12 @@
       choice: {kind: best_of_n, data: compared, reward: rm}
       better: {kind: sft, data: best, model: sft}                # rejection sampling
 
-`reward` is a reward model, a Python function, or several of them. `demos.jsonl` has each prompt with its best answer,
-`pairs.jsonl` the best against the worst (or a random worse one) with the difference of their scores as margin. The
-report shows the mean score of the best of n for every n, and with `gold` whether what the score stands for rises too.
-Empty answers and answers that name a model are never chosen: the model would learn to give itself another name.
+The answers are those of a `sample` stage, whose sampler has the engines, checkpoints and temperatures, and reuses what
+was sampled. Nothing is sampled here. `reward` is a reward model, a Python function, or several of them. `demos.jsonl`
+has each prompt with its best answer, `pairs.jsonl` the best against the worst (or a random worse one) with the
+difference of their scores as margin. The report shows the mean score of the best of n for every n, and with `gold`
+whether what the score stands for rises too. Empty answers and answers that name a model are never chosen: the model
+would learn to give itself another name.
 
 References: Nakano et al. 2021, arXiv:2112.09332, section 3 (rejection sampling) and appendix I (the estimator); Touvron
 et al. 2023, arXiv:2307.09288, section 3.2.3 (fine-tuning on the best answers).
@@ -23,7 +25,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.kind.traits import Traits
+from pipeline.kind.traits import Traits, Workload
 from pipeline.rl.rewards.fields import RewardFields
 from pipeline.stage import Code, Data, register_kind
 
@@ -53,5 +55,5 @@ register_kind(
     run="pipeline.stages.best_of_n.run:run",
     makes="demonstrations",
     doc=__doc__,
-    traits=Traits(),
+    traits=Traits(workload=Workload(over="candidates", head="none", dropout=False)),
 )

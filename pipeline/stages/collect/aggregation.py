@@ -20,9 +20,12 @@ def decision_by(name: str, items: Sequence[Item], state: State) -> Decide:
     """Return the function that aggregates the labels of an item.
 
     ``dawid_skene`` estimates how often each person errs in which way from all labels of the batch, and the probability
-    of each verdict of an item from that. The most likely verdict is the decision. If it prefers a response, the margin
-    is the mean strength of the people who preferred it, times the probability of this verdict less that of the opposite
-    one. With one label for each item there is nothing to estimate errors from, and the label is the decision.
+    of each verdict of an item from that. The decision is the most likely of the verdicts that somebody gave the item:
+    where few labels say how a person errs, the estimate would else turn ties into preferences, and preferences of a
+    single person into the opposite ones. If it prefers a response, the margin is the mean strength of the people who
+    preferred it, times the probability of this verdict less that of the opposite one; where the opposite one is as
+    likely, the labels are split. With one label for each item there is nothing to estimate errors from, and the label
+    is the decision.
 
     Args:
         name: ``majority`` or ``dawid_skene``.
@@ -42,11 +45,12 @@ def decision_by(name: str, items: Sequence[Item], state: State) -> Decide:
 
     def decide(item: str, labels: Sequence[Answer]) -> Decision:
         posterior_K = posteriors[item]
-        verdict = VERDICTS[int(posterior_K.argmax())]
+        given = {label.verdict for label in labels}
+        verdict = max((one for one in VERDICTS if one in given), key=lambda one: posterior_K[VERDICTS.index(one)])
         sign = SIGN.get(verdict, 0)
         if not sign:
             return Decision(verdict, 0.0)
-        strengths = [label.strength for label in labels if label.verdict == verdict] or [1]
+        strengths = [label.strength for label in labels if label.verdict == verdict]
         lead = float(posterior_K[0] - posterior_K[1]) * sign
         if lead < LEAST_LEAD:
             return Decision("split", 0.0)

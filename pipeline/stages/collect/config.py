@@ -33,7 +33,7 @@ from pipeline.errors import Problem
 from pipeline.kind.traits import Packages, Reading, Traits
 from pipeline.preferences.anchors import default_url
 from pipeline.preferences.dimensions import Dimensions
-from pipeline.preferences.pair_choice import PairChoice
+from pipeline.records.pair_choice import PairChoice
 from pipeline.stage import Data, Input, PerRound, Runtime, StageConfig, register_kind
 
 
@@ -55,7 +55,7 @@ class Live(StageConfig):
     max_new_tokens: int = Field(default=256, ge=1)
 
 
-_OF_PAIRS = ("labels_per_item", "overlap", "gold", "repeats", "dimensions", "aggregate")
+_OF_PAIRS = ("labels_per_item", "overlap", "gold", "repeats", "aggregate")
 """Fields that concern pairs of the data."""
 
 
@@ -114,7 +114,9 @@ class Config(PairChoice):
             problems.append(Problem(statement, "two different checkpoints or more"))
         for name in (*_OF_PAIRS, *PairChoice.model_fields):
             if getattr(self, name) != type(self).model_fields[name].default:
-                remedy = "leave it out: nobody else sees a person's dialogue"
+                is_choice = name in PairChoice.model_fields
+                why = "the answers come as people talk" if is_choice else "nobody else sees a person's dialogue"
+                remedy = f"leave it out: {why}"
                 problems.append(Problem(f"{name} has no effect with models", remedy=remedy))
         return problems
 

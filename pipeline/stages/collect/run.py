@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Container, Sequence
 
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences import need
 from pipeline.preferences.agreement import edited_pairs, exported, label_table
-from pipeline.preferences.anchors import note_head
+from pipeline.preferences.anchors import ledger_name, note_head
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.candidates import pairs_to_label
 from pipeline.preferences.events import LedgerEvent
-from pipeline.preferences.items import items_of
+from pipeline.preferences.items import Item, items_of
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.live.dialogues import Dialogues
 from pipeline.preferences.rating_rows import rating_rows
+from pipeline.preferences.stored_items import ids_of
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.collect.aggregation import decision_by
 from pipeline.stages.collect.config import Config, ledger_url
@@ -81,7 +83,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         "pairs": float(len(preferences)),
         "edited": float(edits),
         "left_out": float(without.total()),
-        "adjudicated": float(sum(item.id in state.adjudicated for item in items)),
+        **_beside(items, state),
     }
     if agreed is not None:
         metrics |= {"agreement": agreed.value, "agreement_low": agreed.low, "agreement_high": agreed.high}
@@ -89,10 +91,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if alpha is not None:
         metrics["krippendorff_alpha"] = alpha
     if config.models:
-        metrics |= _preferred(ctx, events)
+        metrics |= _preferred(ctx, events, state.dropped)
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
-    note_head(store, ledger.batch, state.number, state.head)
-    ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head})
+    note_head(store, ledger.batch, state.number, state.head, ledger.url)
+    name = ledger_name(ledger.url, store)
+    ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head, "ledger": name})
     return StageResult(
         metrics=metrics,
         rows={"pairs": len(preferences), "labels": done},
@@ -102,9 +105,16 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
 
 
-def _preferred(ctx: StageContext, events: Sequence[LedgerEvent]) -> dict[str, float]:
+def _beside(items: Sequence[Item], state: State) -> dict[str, float]:
+    """Return the number of skips and of flags of people, and of verdicts of leads."""
+    kinds = Counter(one.kind for item in ids_of(items) if item in state.given for one in state.given[item].values())
+    adjudicated = sum(item in state.adjudicated for item in ids_of(items))
+    return {"skipped": float(kinds["skip"]), "flagged": float(kinds["flag"]), "adjudicated": float(adjudicated)}
+
+
+def _preferred(ctx: StageContext, events: Sequence[LedgerEvent], dropped: Container[str]) -> dict[str, float]:
     """Return in which share of the preferences of live dialogues each model won; say which are not of this recipe."""
-    counts = Dialogues().take(events).preferred()
+    counts = Dialogues().take(events).preferred(dropped)
     named = {f"{source.ref} {source.fingerprint[:12]}" for source in ctx.inputs["models"]}
     older = sorted(counts.keys() - named)
     if older:

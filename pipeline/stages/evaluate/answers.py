@@ -6,7 +6,7 @@ Knows nothing of scores and of comparisons.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -33,7 +33,7 @@ class Sampled:
 
     Attributes:
         name: name in the report.
-        ref: ref of the checkpoint in the store.
+        ref: ref of the checkpoint in the store; model and revision of an endpoint.
         texts: one answer per prompt.
         lengths: tokens of each answer, its end token included.
         stops: reason why each answer ends.
@@ -50,6 +50,17 @@ class Sampled:
     kl: list[float] | None
     kl_k3: list[float] | None
     is_variant: bool
+
+    def at(self, places: Sequence[int]) -> Sampled:
+        """Return the answers to some of the prompts."""
+        return replace(
+            self,
+            texts=[self.texts[i] for i in places],
+            lengths=[self.lengths[i] for i in places],
+            stops=[self.stops[i] for i in places],
+            kl=self.kl and [self.kl[i] for i in places],
+            kl_k3=self.kl_k3 and [self.kl_k3[i] for i in places],
+        )
 
 
 class _Column(NamedTuple):
@@ -71,18 +82,20 @@ class _Column(NamedTuple):
 
 
 def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sampled], int]:
-    """Let every model answer every prompt, on all ranks, and measure the KL to the baseline.
+    """Let every checkpoint answer every prompt, on all ranks, and measure the KL to the baseline if it is one of them.
 
     Returns:
-        The answers of each model and decoding, and the number of those that were reused.
+        The answers of each checkpoint and decoding, and the number of those that were reused.
     """
+    if not config.models:
+        return [], 0
     columns = _columns(ctx, config, asked)
     tokenizers = {column.model: column.request.tokenizer for column in columns.values()}
     compared = _compared(ctx, config, tokenizers)
     sampler = Sampler(ctx, [column.request for column in columns.values()])
     responses: dict[str, list[Response]] = {}
     own: dict[str, list[list[float]]] = {}
-    models = [*(name for name in config.models if name != config.baseline), config.baseline]  # KL needs it again
+    models = sorted(config.models, key=lambda name: name == config.baseline)  # KL needs it again
     for first in range(0, len(models), ctx.ranks):
         now = models[first : first + ctx.ranks]  # about one for each rank, so that it is loaded once
         names = [name for name, column in columns.items() if column.model in now]
@@ -90,10 +103,10 @@ def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sa
         scored = [name for name in now if name in compared]
         scorings = [columns[name].scoring(responses[name]) for name in scored]
         own |= dict(zip(scored, sampler.logprobs(scorings), strict=True))
-    by = columns[config.baseline].request
+    by = columns[config.baseline].request if config.baseline in columns else None
 
     def is_same(column: _Column) -> bool:
-        return column.request.source.fingerprint == by.source.fingerprint
+        return by is not None and column.request.source.fingerprint == by.source.fingerprint
 
     scorings = [columns[name].scoring(responses[name], by) for name in compared]
     kl = {name: _kl(own[name], theirs) for name, theirs in zip(compared, sampler.logprobs(scorings), strict=True)}
@@ -110,21 +123,23 @@ def _columns(ctx: StageContext, config: Config, asked: Asked) -> dict[str, _Colu
 
     The random numbers of a prompt depend on its index in the data, so a subset of prompts gets the same answers.
     """
-    greedy = [config.baseline] if config.greedy is None else config.greedy
     columns: dict[str, _Column] = {}
     for name, source in zip(config.models, ctx.inputs["models"], strict=True):
         tokenizer = load_tokenizer(source, ctx.trust_remote_code)
         prompts = [row["prompt_ids"] for row in encode_prompts(tokenizer, asked.rows).rows]
-        for is_greedy in (False, True) if name in greedy else (False,):
+        for is_greedy in (False, True) if name in config.also_greedy else (False,):
             sampling = Sampling(greedy=is_greedy, temperature=config.temperature)
-            request = Request(source, tokenizer, prompts, asked.places, sampling, config.max_new_tokens, ctx.seed)
+            most, engine = config.max_new_tokens, config.engine
+            request = Request(source, tokenizer, prompts, asked.places, sampling, most, ctx.seed, engine=engine)
             columns[f"{name} (greedy)" if is_greedy else name] = _Column(name, request)
     return columns
 
 
 def _compared(ctx: StageContext, config: Config, tokenizers: dict[str, PreTrainedTokenizerBase]) -> list[str]:
     """Return the models whose KL to the baseline is measured; note those whose tokenizer is another."""
-    compared = []
+    compared: list[str] = []
+    if config.baseline not in tokenizers:
+        return compared  # it is an endpoint
     for name in config.models:
         differs = disagreements(facts(tokenizers[config.baseline], config.baseline), facts(tokenizers[name], name))
         if differs:

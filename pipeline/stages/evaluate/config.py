@@ -7,14 +7,30 @@ else the reward model. The greedily decoded baseline is a second baseline, becau
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.endpoints.answers import (
+    AnswerSampling,
+    EndpointPass,
+    Endpoints,
+    answers_cache,
+    cap_in_words,
+    endpoint_machine_problems,
+    endpoint_problems,
+    pass_of,
+    wanted_of,
+)
 from pipeline.errors import Problem, listed, nearest
-from pipeline.evaluation.prompts import DEFAULT_GROUP
-from pipeline.kind.traits import Reading, Traits, Workload
-from pipeline.stage import Among, Code, Data, Input, StageConfig, register_kind
+from pipeline.evaluation.prompts import DEFAULT_GROUP, Asked, ask
+from pipeline.kind.traits import Reading, RequestForecast, RequestRows, Requests, Traits, Workload
+from pipeline.models.generate.engines.names import EngineName
+from pipeline.stage import Added, Among, Code, Data, Input, StageConfig, register_kind
+
+FEWER = "ask fewer prompts with `limit`"
+"""What to do about too many calls."""
 
 
 class Config(StageConfig):
@@ -23,7 +39,8 @@ class Config(StageConfig):
     Attributes:
         data: held-out prompts; further columns go to the functions.
         models: checkpoints to compare.
-        baseline: one of `models`; the others are compared with it, and KL is measured to it.
+        endpoints: models behind servers that are compared too, by name; KL is not measured of them.
+        baseline: one of `models` or `endpoints`; the others are compared with it, and KL is measured to a checkpoint.
         reward: a reward model that scores the answers.
         gold: a Python function that scores the answers, with trl's signature of reward functions.
         correct: a Python function that says which answers are right (1 or 0).
@@ -36,12 +53,16 @@ class Config(StageConfig):
         reference: column with the right answer, kept beside the answers; by default the first of the usual names
             (`answer`, `reference`, `solution`, …), else what follows the prompt in `messages`.
         limit: only so many prompts: a sample drawn with the seed, in which every task keeps its share.
+        engine: what samples: `batched` is our own loop, `generate` that of transformers, and `vllm` is vLLM, which
+            reads the checkpoints itself.
         resamples: number of resamples of every bootstrap.
         title: title of the report.
+        max_errors: largest share of an endpoint's answers that may fail; a prompt without an answer is left out.
     """
 
     data: Annotated[str, Data("prompt")]
-    models: Annotated[list[str], Input(external=True), Field(min_length=1)]
+    models: Annotated[list[str], Input(external=True)] = Field(default=[])
+    endpoints: Endpoints = Field(default={})
     baseline: Annotated[str, Among("models")]
     reward: Annotated[str | None, Input("reward", external=True)] = None
     gold: Annotated[str | None, Code()] = None
@@ -54,8 +75,20 @@ class Config(StageConfig):
     max_new_tokens: int = Field(default=128, ge=1)
     reference: str | None = None
     limit: int | None = Field(default=None, ge=1)
+    engine: Annotated[EngineName, Added()] = "batched"
     resamples: int = Field(default=2000, ge=100)
     title: str = "Evaluation"
+    max_errors: Annotated[float, Added(), Field(ge=0, le=1)] = 0.2
+
+    @property
+    def contestants(self) -> list[str]:
+        """Names of all that is compared: checkpoints, then endpoints in the order of their names."""
+        return [*self.models, *sorted(self.endpoints)]
+
+    @property
+    def also_greedy(self) -> list[str]:
+        """Names of what is decoded greedily too."""
+        return [self.baseline] if self.greedy is None else self.greedy
 
     @property
     def judges_by_reward(self) -> bool:
@@ -64,8 +97,8 @@ class Config(StageConfig):
 
     @property
     def responses_per_prompt(self) -> int:
-        """Answers to a prompt by all models, greedy ones included."""
-        return len(self.models) + (1 if self.greedy is None else len(self.greedy))
+        """Answers to a prompt by all checkpoints, greedy ones included."""
+        return len(self.models) + sum(name in self.models for name in self.also_greedy)
 
     @property
     def passes_per_response(self) -> int:
@@ -73,17 +106,26 @@ class Config(StageConfig):
         return 2
 
     def check(self) -> list[Problem]:
-        """Return problems of an unknown baseline or greedy model, and of a missing judge."""
+        """Return problems of an unknown baseline or greedy model, of endpoints, and of a missing judge."""
+        names, kinds = self.contestants, "models and endpoints" if self.endpoints else "models"
+        if not names:
+            return [Problem("neither models nor endpoints is set", "`models`, checkpoints to compare, or `endpoints`")]
         problems = [
-            Problem(f"{what} `{name}`", f"one of models: {listed(self.models)}", nearest(name, self.models))
-            for what, names in (
+            Problem(f"{what} `{name}`", f"one of {kinds}: {listed(names)}", nearest(name, names))
+            for what, given in (
                 ("baseline", [self.baseline]),
                 ("greedy", self.greedy or []),
                 ("rounds", self.rounds or []),
             )
-            for name in names
-            if name not in self.models
+            for name in given
+            if name not in names
         ]
+        problems += endpoint_problems(self.endpoints, self.models)
+        if self.engine != "batched" and not self.models:
+            statement, remedy = f"engine is {self.engine} without models", "leave it out: servers choose their own"
+            problems.append(Problem(statement, "checkpoints that it samples from", remedy))
+        if "max_errors" in self.model_fields_set and not self.endpoints:
+            problems.append(Problem("max_errors has no effect without endpoints", remedy="leave it out"))
         if self.rounds is not None and len(set(self.rounds)) < len(self.rounds):
             problems.append(Problem("rounds names a model twice", "each once"))
         if self.gold is None and self.reward is None:
@@ -93,6 +135,30 @@ class Config(StageConfig):
                 Problem(f"judge is {self.judge}", f"a `{self.judge}` to judge with", f"add `{self.judge}:`")
             )
         return problems
+
+
+def endpoint_passes(config: Config, asked: Asked, seed: int) -> dict[str, EndpointPass]:
+    """Return what the endpoints are asked, by name in the report."""
+    return {
+        f"{name} (greedy)" if is_greedy else name: pass_of(
+            name,
+            endpoint,
+            AnswerSampling(0.0 if is_greedy else config.temperature, config.max_new_tokens),
+            asked.rows,
+            asked.places,
+            seed,
+        )
+        for name, endpoint in sorted(config.endpoints.items())
+        for is_greedy in ((False, True) if name in config.also_greedy else (False,))
+    }
+
+
+def _forecast(config: Config, rows: RequestRows) -> Iterator[tuple[RequestForecast, Problem | None]]:
+    prompts = rows.rows[-rows.held_out :] if rows.held_out else rows.rows
+    asked = ask(prompts, group_by=config.group_by, reference=config.reference, limit=config.limit, seed=rows.seed)
+    passes = endpoint_passes(config, asked, rows.seed)
+    for one in wanted_of(list(passes.values()), answers_cache(rows.store), FEWER).values():
+        yield one.forecast, one.problem
 
 
 register_kind(
@@ -107,5 +173,11 @@ register_kind(
         replicated=True,
         reads={"data": Reading(long_prompts="answered", held_out_only=True)},
         workload=Workload(over="answers", dropout=False),
+        machine_check=lambda config: endpoint_machine_problems(config.endpoints),
+        requests=Requests(
+            asks=lambda config: bool(config.endpoints),
+            forecast=lambda config, rows: list(_forecast(config, rows)),
+            cap=lambda config: cap_in_words(config.endpoints),
+        ),
     ),
 )

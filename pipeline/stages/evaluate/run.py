@@ -18,6 +18,7 @@ from pipeline.plain_data import ShapedRow
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.evaluate.answers import sample_all
 from pipeline.stages.evaluate.config import Config
+from pipeline.stages.evaluate.endpoints import ask_all, kl_notes, with_endpoints
 from pipeline.stages.evaluate.scores import score_all
 from pipeline.training.arguments import prepare_torch
 from pipeline.training.data.encoding import ANSWER, RowFault, encode_labelled, encode_prompts, nothing_encoded
@@ -36,9 +37,12 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         limit=config.limit,
         seed=ctx.seed,
     )
+    told = ask_all(ctx, config, asked)
     sampled, reused = sample_all(ctx, config, asked)
     if not ctx.is_first:  # the functions that score are called once
         return StageResult()
+    is_stratified = asked.is_grouped and len(asked.rows) < asked.available
+    asked, sampled = with_endpoints(ctx, asked, sampled, told)
     ctx.phase("scoring")
     answers = score_all(ctx, config, asked.rows, sampled)
     prompts = [
@@ -50,15 +54,18 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     report = compare(
         answers, prompts, baseline=config.baseline, judge=config.judge, bootstrap=bootstrap, rounds=config.rounds or ()
     )
-    is_stratified = asked.is_grouped and len(prompts) < asked.available
     sample = {"available": asked.available, "sampled_by": config.group_by if is_stratified else ""}
     report = report.model_copy(update={**sample, "warnings": warnings})
     shown = samples(answers, prompts, baseline=config.baseline, judge=config.judge)
     write(report, ctx.out, shown, title=config.title)
+    is_reused = reused or told.cached
+    metrics = _metrics(report)
+    if config.endpoints:
+        metrics["errors"] = float(len(told.failures))
     return StageResult(
-        metrics=_metrics(report),
+        metrics=metrics,
         tokens=sum(sum(each.lengths) for each in sampled),
-        trainer_seconds=0.0 if reused else time.perf_counter() - started,  # reused tokens took no time to sample
+        trainer_seconds=0.0 if is_reused else time.perf_counter() - started,  # reused tokens took no time to sample
         rows={"prompts": len(prompts)},
         summary=summary(report),
     )
@@ -66,13 +73,16 @@ def run(ctx: StageContext, config: Config) -> StageResult:
 
 def _warnings(ctx: StageContext, config: Config) -> list[str]:
     """Return the plan's warnings and one on the reward model as a judge, which is also noted while the stage runs."""
+    unmeasured = kl_notes(config)
+    for text in unmeasured:
+        ctx.note(text)
     if config.reward is None:
-        return list(ctx.warnings)
+        return [*ctx.warnings, *unmeasured]
     source = ctx.input("reward")
     warning = judge_warning(source.name, source.manifest.get("metrics", {}), judges=config.judges_by_reward)
     if warning:
         ctx.note(f"warning: {warning}")
-    return [*ctx.warnings, *([warning] if warning else [])]
+    return [*ctx.warnings, *unmeasured, *([warning] if warning else [])]
 
 
 def _prompts(ctx: StageContext) -> list[ShapedRow]:

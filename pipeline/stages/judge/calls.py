@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.endpoints.asking import Answered, Budget, Watch, ask_all
+from pipeline.endpoints.cache import ReplyCache
+from pipeline.endpoints.connection import connect
+from pipeline.endpoints.forecast import cap_problem
+from pipeline.endpoints.requests import ChatRequest
 from pipeline.errors import ExitCode, PipelineError, Problem, counted
-from pipeline.evaluation.judges.asking import Answered, Budget, Watch, ask_all
-from pipeline.evaluation.judges.cache import ReplyCache
-from pipeline.evaluation.judges.connection import connect
-from pipeline.evaluation.judges.endpoint import Asking, Endpoint, asking_of, cap_problem
+from pipeline.evaluation.judges.endpoint import FEWER, WHERE, Asking, Endpoint, asking_of, cache_of
 from pipeline.evaluation.judges.measures import JudgedPair
 from pipeline.evaluation.judges.pairs import Pair
-from pipeline.evaluation.judges.prompting import VerdictRequest, weights_of
+from pipeline.evaluation.judges.prompting import weights_of
 from pipeline.evaluation.judges.report import Spent
-from pipeline.evaluation.judges.verdicts import NoVerdictError, Reply, joined, read_verdict
+from pipeline.evaluation.judges.verdicts import NoVerdictError, Reply, joined, read_verdict, reply_of
 from pipeline.stage import StageContext
 
 UNREADABLE = "no verdict in the reply"
@@ -51,16 +53,16 @@ def judge_by_calls(ctx: StageContext, endpoint: Endpoint, pairs: Sequence[Pair],
     """
     store = ctx.work.parents[2]
     asking = asking_of(endpoint, pairs, store)
-    over = cap_problem(endpoint, asking.forecast)
+    over = cap_problem(endpoint, WHERE, asking.forecast, FEWER)
     if over is not None:
         raise PipelineError(over)
     ctx.note(str(asking.forecast))
-    cache = ReplyCache(store)
+    cache = cache_of(store)
     unique = {request.key: request for both in asking.requests.values() for request in both}
     known = cache.known(list(unique))
     missing = [request for key, request in unique.items() if key not in known]
     budget = Budget(endpoint.max_calls, endpoint.max_tokens_total)
-    answered = _ask(ctx, endpoint, _Round(asking, missing, budget, max_errors), cache) if missing else Answered()
+    answered = _ask(ctx, endpoint, _Round(asking, missing, budget, max_errors), cache) if missing else Answered[Reply]()
     if answered.is_stopped:
         ctx.stop_if_asked()
     replies = {**known, **answered.replies}
@@ -73,12 +75,12 @@ def judge_by_calls(ctx: StageContext, endpoint: Endpoint, pairs: Sequence[Pair],
 
 class _Round(NamedTuple):
     asking: Asking
-    missing: list[VerdictRequest]
+    missing: list[ChatRequest]
     budget: Budget
     max_errors: float
 
 
-def _ask(ctx: StageContext, endpoint: Endpoint, round_: _Round, cache: ReplyCache) -> Answered:
+def _ask(ctx: StageContext, endpoint: Endpoint, round_: _Round, cache: ReplyCache[Reply]) -> Answered[Reply]:
     """Send requests; replies with a verdict go into the cache at once."""
     ctx.phase(f"asking {endpoint.model}")
     weights, total = weights_of(endpoint.rubric), len(round_.missing)
@@ -102,7 +104,7 @@ def _ask(ctx: StageContext, endpoint: Endpoint, round_: _Round, cache: ReplyCach
         stopping=ctx.stopping,
         give_up=give_up,
     )
-    server = connect(endpoint, round_.budget, stopped)
+    server = connect(endpoint, WHERE, round_.budget, stopped, reply_of)
     return ask_all(server, round_.missing, endpoint.parallel, stopped, watch)
 
 
@@ -117,9 +119,9 @@ def _unreadable(reply: Reply, weights: Mapping[str, float]) -> str:
 def _judged(
     endpoint: Endpoint,
     pair: Pair,
-    requests: tuple[VerdictRequest, VerdictRequest] | None,
+    requests: tuple[ChatRequest, ChatRequest] | None,
     replies: Mapping[str, Reply],
-    answered: Answered,
+    answered: Answered[Reply],
 ) -> JudgedPair:
     """Return what becomes of a pair."""
     if requests is None:

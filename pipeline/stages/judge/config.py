@@ -22,8 +22,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipeline.endpoints.forecast import cap_problem
 from pipeline.errors import Problem
-from pipeline.evaluation.judges.endpoint import Endpoint, asking_of, cap_problem
+from pipeline.evaluation.judges.endpoint import FEWER, WHERE, Endpoint, asking_of
 from pipeline.evaluation.judges.pairs import pairs_of
 from pipeline.kind.traits import Reading, RequestForecast, RequestRows, Requests, Traits
 from pipeline.stage import Code, Data, Input, StageConfig, register_kind
@@ -72,14 +73,14 @@ class Config(StageConfig):
 
 def _machine_problems(config: Config) -> Iterator[Problem]:
     if config.endpoint is not None:
-        yield from config.endpoint.machine_problems()
+        yield from config.endpoint.machine_problems(WHERE)
 
 
-def _forecast(config: Config, rows: RequestRows) -> tuple[RequestForecast, Problem | None]:
+def _forecast(config: Config, rows: RequestRows) -> list[tuple[RequestForecast, Problem | None]]:
     assert config.endpoint is not None, "only a server is asked"
     choice = pairs_of(rows.rows, rows.shape, per_prompt=config.pairs_per_prompt, limit=config.limit, seed=rows.seed)
     forecast = asking_of(config.endpoint, choice.pairs, rows.store).forecast
-    return forecast, cap_problem(config.endpoint, forecast)
+    return [(forecast, cap_problem(config.endpoint, WHERE, forecast, FEWER))]
 
 
 def _cap(config: Config) -> str:

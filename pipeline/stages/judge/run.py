@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.evaluation.judges.measures import JudgedPair, figures_of
-from pipeline.evaluation.judges.pairs import EMPTY, NAMES_MODEL, REPEATED, Pair, pairs_of
+from pipeline.evaluation.judges.pairs import REPEATED, Pair, pairs_of
 from pipeline.evaluation.judges.report import Spent, metrics_of, page
 from pipeline.evaluation.judges.verdicts import OrderVerdict
 from pipeline.evaluation.stats.estimate import rounded, stable
@@ -23,8 +23,8 @@ PREFERENCES, VERDICTS, REPORT = "preferences.jsonl", "verdicts.jsonl", "report.m
 """Files of the artifact."""
 
 LEFT_OUT = (
-    (EMPTY, "answer", "is empty and in no pair", "are empty and in no pair"),
-    (NAMES_MODEL, "answer", "names a model and is in no pair", "name a model and are in no pair"),
+    ("empty", "answer", "is empty and in no pair", "are empty and in no pair"),
+    ("names a model", "answer", "names a model and is in no pair", "name a model and are in no pair"),
     (REPEATED, "pair", "repeats another and is left out", "repeat others and are left out"),
 )
 """What is said of responses and pairs that are not used: noun, and the rest of the sentence for one and for many."""

@@ -14,8 +14,8 @@ from pipeline.models.forward import context_limit
 from pipeline.models.tokenizer.contract import eos_is_learned
 from pipeline.plain_data import Row
 from pipeline.rl.rewards.sources import reward_readers
-from pipeline.rl.rollout.engines import prompt_order
 from pipeline.rl.rollout.episodes import Prompt
+from pipeline.rl.rollout.rollouts import prompt_order
 from pipeline.stage import StageContext
 from pipeline.stages.ppo.config import Config
 from pipeline.training.data.encoding import ANSWER, encode_messages, encode_prompts

@@ -7,6 +7,12 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.forward import context_limit
+from pipeline.models.generate.decode import GenerationSettings
+from pipeline.models.generate.engines.batched import BatchedEngine
+from pipeline.models.generate.engines.engine import Engine
+from pipeline.models.generate.engines.generate import GenerateEngine
+from pipeline.models.generate.engines.vllm import VLLMEngine, why_no_vllm
+from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.kernels import INSTALL, apply_liger
 from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.models.tokenizer.contract import end_ids
@@ -17,8 +23,6 @@ from pipeline.rl.ppo.run_log import RunLog
 from pipeline.rl.ppo.state import load_state, newest_state
 from pipeline.rl.ppo.trainer import PPOTrainer, Score
 from pipeline.rl.rewards.sources import RewardSources, Sample, load_rewards, load_watched
-from pipeline.rl.rollout.engines import BatchedEngine, Engine, GenerateEngine
-from pipeline.rl.rollout.vllm import VLLMEngine, why_no_vllm
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.ppo.config import Config
 from pipeline.stages.ppo.data import ends_are_taught, language_loss, load_prompts
@@ -92,8 +96,10 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
     ranks = Ranks.current()
     train_engine = sharded_engine(ctx, config, policy, ranks)
     longest = max(len(prompt.ids) for prompt in [*prompts, *held_out])
-    engine = _engine(ctx, config, policy, tokenizer.pad_token_id, eos_ids, longest)
-    note = check_policy(policy, engine, prompts, eos_ids, train_engine)
+    sampling = Sampling(temperature=config.train.temperature)
+    generation = GenerationSettings(config.train.max_new_tokens, eos_ids, tokenizer.pad_token_id, sampling)
+    engine = _engine(ctx, config, policy, longest)
+    note = check_policy(policy, engine, prompts, generation, train_engine)
     if note:
         ctx.note(note)
     return PPOTrainer(
@@ -102,7 +108,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
         prompts=prompts,
         score=_score_of(rewards),
         engine=engine,
-        eos_ids=eos_ids,
+        generation=generation,
         decode_text=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
         held_out=held_out,
         seed=ctx.seed,
@@ -114,28 +120,25 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
     )
 
 
-def _engine(
-    ctx: StageContext, config: Config, policy: Policy, pad_id: int, eos_ids: Sequence[int], longest: int
-) -> Engine:
+def _engine(ctx: StageContext, config: Config, policy: Policy, longest: int) -> Engine:
     """Return the rollout engine for prompts of up to ``longest`` tokens, and note which one `auto` chose.
 
     Raises:
         PipelineError: vLLM was requested and is not available.
     """
-    on_gpu, missing = policy.device.type == "cuda", why_no_vllm(policy)
+    on_gpu, is_quantized = policy.device.type == "cuda", getattr(policy.model, "is_quantized", False)
+    missing = why_no_vllm(policy.device.type, is_quantized=is_quantized)
     name = config.rollout_engine
     if name == "auto":
         name = "batched" if not on_gpu else "generate" if missing else "vllm"
         why = "a CPU" if not on_gpu else missing or "a GPU with vLLM"
         ctx.note(f"responses are sampled by the `{name}` engine ({why})")
     ctx.report(rollout_engine=name)
-    train = config.train
     if name == "vllm":
         if missing:
             raise PipelineError(Problem(f"rollout_engine is vllm, but {missing}", "vLLM", INSTALL["vllm"]))
-        return VLLMEngine(policy.model, train.max_new_tokens, eos_ids, longest=longest, temperature=train.temperature)
-    engine_class = BatchedEngine if name == "batched" else GenerateEngine
-    return engine_class(train.max_new_tokens, tuple(eos_ids), pad_id, temperature=train.temperature, say=ctx.note)
+        return VLLMEngine.of_policy(policy.model, longest + config.train.max_new_tokens)
+    return BatchedEngine(say=ctx.note) if name == "batched" else GenerateEngine(ctx.note)
 
 
 def _score_of(rewards: RewardSources) -> Score:

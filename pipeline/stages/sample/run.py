@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.endpoints.answering import FAILURES, EndpointAnswer, Rule, ask_endpoints, write_failures
+from pipeline.endpoints.answers import EndpointPass
 from pipeline.errors import PipelineError, Problem, agreeing, counted
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.plain_data import JsonObject, ShapedRow
 from pipeline.preferences.candidates import SCORES, chosen_pairs, pair_row, ranked_row
 from pipeline.preferences.model_names import names_model
-from pipeline.preferences.pair_choice import ChosenPair, PairRule
+from pipeline.records.pair_choice import ChosenPair, PairRule
 from pipeline.rl.rewards.texts import Answered, scores_by_model, unreadable
 from pipeline.stage import StageContext, StageResult
-from pipeline.stages.sample.config import Config
+from pipeline.stages.sample.config import FEWER, Config, drawn, endpoint_passes
 from pipeline.training.arguments import prepare_torch
 from pipeline.training.data.encoding import RowFault, encode_prompts, nothing_encoded
 from pipeline.training.data.sources import set_faults_aside
@@ -36,15 +37,15 @@ class Candidate:
 
     Attributes:
         text: the answer.
-        model: name of the checkpoint.
-        ref: ref of the checkpoint.
+        model: name of the checkpoint or endpoint.
+        ref: ref of the checkpoint; model and revision of an endpoint.
         temperature: sampling temperature.
         sample: number of the answer among those of its model and temperature, from 0.
         seed: seed of its random numbers.
-        tokens: length, the end token included.
+        tokens: length, the end token or the stop string included.
         finish_reason: why it ends.
         names_model: whether it names a model.
-        log_probability: sum over its tokens; None unless asked for, and for an empty answer.
+        log_probability: sum over its tokens; None unless asked for, for an empty answer, and where a server gives none.
         also: other samples with the same text, as `model/temperature/sample`.
     """
 
@@ -78,11 +79,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx = prepare_torch(ctx)
     started = time.perf_counter()
     prompts, places = _prompts(ctx, config)
-    answers: list[list[Candidate]] = [[] for _ in prompts]
+    asked = endpoint_passes(config, prompts, places, ctx.seed)
+    told = ask_endpoints(ctx, asked, Rule(places, config.max_errors, FEWER, config.stop))
     passes, reused = _sampled(ctx, config, prompts, places)
-    for sampled in passes:
-        for own, candidate in zip(answers, sampled, strict=True):
-            own.append(candidate)
+    passes += [_endpoint_candidates(one, own) for one, own in zip(asked, told.by_pass, strict=True)]
+    answers = [[candidate for one in passes if (candidate := one[i]) is not None] for i in range(len(prompts))]
     candidates = [_collapsed(own) for own in answers]
     rows = _rows(prompts, places, candidates)
     if config.reward:
@@ -91,6 +92,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         return StageResult()
     pairs = [chosen_pairs(row, config.rule, ctx.seed, place) for row, place in zip(rows, places, strict=True)]
     _write(ctx.out, rows, pairs)
+    if told.failures:
+        write_failures(ctx.out / FAILURES, told.failures)
     if config.pair_choice == "rank":
         _write_groups(ctx, config.rule, rows)
     flat = [candidate for own in candidates for candidate in own]
@@ -106,7 +109,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     if not count:
         raise PipelineError(Problem("no prompt has enough different answers", remedy="raise n, or the temperatures"))
     tokens = sum(one.tokens for own in answers for one in own)
-    samples = len(prompts) * len(answers[0])
+    samples = sum(map(len, answers))
+    is_reused = reused or told.cached
     return StageResult(
         metrics={
             "candidates": float(len(flat)),
@@ -115,9 +119,10 @@ def run(ctx: StageContext, config: Config) -> StageResult:
             "names_model": float(named),
             "mean_tokens": tokens / samples,
             "ended": sum(one.finish_reason in ("eos", "stop") for own in answers for one in own) / samples,
+            **({"errors": float(len(told.failures))} if config.endpoints else {}),
         },
         tokens=tokens,
-        trainer_seconds=0.0 if reused else time.perf_counter() - started,  # reused tokens took no time to sample
+        trainer_seconds=0.0 if is_reused else time.perf_counter() - started,  # reused tokens took no time to sample
         rows={"prompts": len(prompts), "pairs": count},
         summary=(
             f"{counted(count, 'pair')} of {counted(len(flat), 'different answer')} to {counted(len(prompts), 'prompt')}"
@@ -136,7 +141,7 @@ def _prompts(ctx: StageContext, config: Config) -> tuple[list[ShapedRow], list[i
     if not prompts:
         raise PipelineError(Problem("no prompts", "at least one", "check the data source"))
     faults: tuple[dict[int, RowFault], dict[int, RowFault]] = {}, {}
-    for source in ctx.inputs["models"]:
+    for source in ctx.inputs.get("models", []):
         tokenizer = load_tokenizer(source, ctx.trust_remote_code)
         for side, own in zip((rows.train, rows.held_out), faults, strict=True):
             for fault in encode_prompts(tokenizer, side).faults:
@@ -148,18 +153,19 @@ def _prompts(ctx: StageContext, config: Config) -> tuple[list[ShapedRow], list[i
     set_faults_aside(ctx, "data", rows, train, held_out)
     faulty = {*faults[0], *(place + len(rows.train) for place in faults[1])}
     places = [place for place in range(len(prompts)) if place not in faulty]
-    if config.limit is not None and config.limit < len(places):
-        places = sorted(random.Random(ctx.seed).sample(places, config.limit))
+    places = drawn(places, config.limit, ctx.seed)
     return [prompts[place] for place in places], places
 
 
 def _sampled(
     ctx: StageContext, config: Config, prompts: Sequence[ShapedRow], places: Sequence[int]
-) -> tuple[list[list[Candidate]], int]:
-    """Return the answers of each pass, sampled on all ranks or reused, and the number of reused ones."""
+) -> tuple[list[list[Candidate | None]], int]:
+    """Return the checkpoints' answers of each pass, sampled on all ranks or reused, and the number of reused ones."""
+    if not config.models:
+        return [], 0
     passes = list(_passes(ctx, config, prompts, places))
     sampler = Sampler(ctx, [one.request for one in passes])
-    sampled: list[list[Candidate]] = []
+    sampled: list[list[Candidate | None]] = []
     for first in range(0, len(config.models), ctx.ranks):  # about one model for each rank, so that it is loaded once
         now = ctx.inputs["models"][first : first + ctx.ranks]
         own = [one for one in passes if one.request.source in now]
@@ -191,11 +197,14 @@ def _passes(ctx: StageContext, config: Config, prompts: Sequence[ShapedRow], pla
                 seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
                 stop = tuple(config.stop)
                 yield Pass(
-                    Request(source, tokenizer, encoded, places, sampling, config.max_new_tokens, seed, stop), sample
+                    Request(
+                        source, tokenizer, encoded, places, sampling, config.max_new_tokens, seed, stop, config.engine
+                    ),
+                    sample,
                 )
 
 
-def _candidates(one: Pass, answers: Sequence[Response], sums: Sequence[float | None]) -> list[Candidate]:
+def _candidates(one: Pass, answers: Sequence[Response], sums: Sequence[float | None]) -> list[Candidate | None]:
     """Return the answers of a pass as candidates; ``sums`` has their log-probabilities."""
     source = one.request.source
     version = source.manifest.get("version")
@@ -213,6 +222,26 @@ def _candidates(one: Pass, answers: Sequence[Response], sums: Sequence[float | N
             log_probability=log_probability,
         )
         for answer, log_probability in zip(answers, sums, strict=True)
+    ]
+
+
+def _endpoint_candidates(one: EndpointPass, answers: Sequence[EndpointAnswer | None]) -> list[Candidate | None]:
+    """Return the answers of an endpoint as candidates; None where it failed."""
+    return [
+        answer
+        and Candidate(
+            text=answer.text,
+            model=one.name,
+            ref=one.endpoint.ref,
+            temperature=one.sampling.temperature,
+            sample=one.sampling.sample,
+            seed=answer.seed,
+            tokens=answer.tokens,
+            finish_reason=answer.finish_reason,
+            names_model=names_model(answer.text),
+            log_probability=answer.log_probability,
+        )
+        for answer in answers
     ]
 
 

@@ -1,6 +1,6 @@
-"""The cache of a judge's replies: one SQLite file of a store, shared by all stages and processes.
+"""A cache of servers' replies: one SQLite file of a store, shared by all stages and processes.
 
-Owns the file. Only replies with a verdict are put into it, each batch in one transaction: a process that is killed
+Owns the file. Only replies that are of use are put into it, each batch in one transaction: a process that is killed
 loses at most the batch it was writing, and the file stays whole.
 """
 
@@ -11,31 +11,39 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.evaluation.judges.verdicts import Reply
 from pipeline.machine.disk import writing
 
-FOLDER, FILE = ".judge", "replies.db"
-"""Place of the cache in a store."""
+VERDICTS, ANSWERS = ".judge", ".endpoints"
+"""Folders of a store: replies to judges, and answers to prompts."""
+
+FILE = "replies.db"
+"""Name of the file in its folder."""
+
+ReplyT = TypeVar("ReplyT")
 
 _AT_ONCE = 500
 _WAIT_S = 60.0
 """Longest time to wait for another process that writes."""
 
 
-class ReplyCache:
-    """Replies by the key of their request."""
+class ReplyCache(Generic[ReplyT]):
+    """Replies by the key of their request.
 
-    def __init__(self, store: Path) -> None:
-        self.file = store / FOLDER / FILE
+    Args:
+        folder: folder of the file.
+    """
 
-    def known(self, keys: Sequence[str]) -> dict[str, Reply]:
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / FILE
+
+    def known(self, keys: Sequence[str]) -> dict[str, ReplyT]:
         """Return the cached replies of requests."""
         if not self.file.is_file():
             return {}
-        replies: dict[str, Reply] = {}
+        replies: dict[str, ReplyT] = {}
         with self._open("rw") as database:
             if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'replies'").fetchone():
                 return {}  # a process was killed as it made the file
@@ -43,10 +51,10 @@ class ReplyCache:
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
                 rows = database.execute(f"SELECT key, reply FROM replies WHERE key IN ({marks})", some)
-                replies |= {str(key): cast(Reply, json.loads(reply)) for key, reply in rows}
+                replies |= {str(key): cast(ReplyT, json.loads(reply)) for key, reply in rows}
         return replies
 
-    def put(self, replies: Mapping[str, Reply]) -> None:
+    def put(self, replies: Mapping[str, ReplyT]) -> None:
         """Add replies; they are on disk when this returns.
 
         Raises:
@@ -75,5 +83,5 @@ class ReplyCache:
             ) from None
 
 
-def _rows(replies: Iterable[tuple[str, Reply]]) -> Iterator[tuple[str, str]]:
+def _rows(replies: Iterable[tuple[str, object]]) -> Iterator[tuple[str, str]]:
     return ((key, json.dumps(reply, ensure_ascii=False, separators=(",", ":"))) for key, reply in replies)

@@ -1,4 +1,4 @@
-"""Sends requests to a judge's server: several at a time, within a budget, until all are answered or it is stopped.
+"""Sends requests to a server: several at a time, within a budget, until all are answered or it is stopped.
 
 Owns the threads and the order of things. Knows nothing of HTTP: `client.py` asks one question.
 """
@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
+from pipeline.endpoints.requests import ChatRequest
 from pipeline.errors import counted
-from pipeline.evaluation.judges.prompting import VerdictRequest
-from pipeline.evaluation.judges.verdicts import Reply
+
+ReplyT = TypeVar("ReplyT")
+ReplyT_co = TypeVar("ReplyT_co", covariant=True)
 
 LOOK_EVERY_S = 0.2
 """Longest time in which a request to stop is not seen."""
@@ -47,13 +49,18 @@ class BudgetSpentError(FailedCallError):
 class Budget:
     """Calls and tokens that a run may still spend; safe between threads.
 
+    Args:
+        max_calls: most calls.
+        max_tokens: most tokens; None sets no bound.
+        where: key of the recipe that holds these settings, for messages.
+
     Attributes:
         calls: calls that were sent.
         tokens: tokens that they used.
     """
 
-    def __init__(self, max_calls: int, max_tokens: int | None) -> None:
-        self._max_calls, self._max_tokens = max_calls, max_tokens
+    def __init__(self, max_calls: int, max_tokens: int | None, where: str = "endpoint") -> None:
+        self._max_calls, self._max_tokens, self._where = max_calls, max_tokens, where
         self._lock = threading.Lock()
         self.calls = 0
         self.tokens = 0
@@ -66,9 +73,9 @@ class Budget:
         """
         with self._lock:
             if self.calls >= self._max_calls:
-                raise BudgetSpentError(f"endpoint.max_calls is {self._max_calls:,}, and repeated calls count too")
+                raise BudgetSpentError(f"{self._where}.max_calls is {self._max_calls:,}, and repeated calls count too")
             if self._max_tokens is not None and self.tokens >= self._max_tokens:
-                raise BudgetSpentError(f"endpoint.max_tokens_total is {self._max_tokens:,}, and they are used")
+                raise BudgetSpentError(f"{self._where}.max_tokens_total is {self._max_tokens:,}, and they are used")
             self.calls += 1
 
     def add_tokens(self, tokens: int) -> None:
@@ -77,10 +84,10 @@ class Budget:
             self.tokens += tokens
 
 
-class Server(Protocol):
+class Server(Protocol[ReplyT_co]):
     """Answers one request at a time, from any thread."""
 
-    def ask(self, request: VerdictRequest) -> Reply:
+    def ask(self, request: ChatRequest) -> ReplyT_co:
         """Return the reply, or raise `FailedCallError`."""
         ...
 
@@ -90,7 +97,7 @@ class Server(Protocol):
 
 
 @dataclass
-class Answered:
+class Answered(Generic[ReplyT]):
     """What became of the requests so far.
 
     Attributes:
@@ -102,16 +109,16 @@ class Answered:
         gave_up: why no more were sent; empty if all were.
     """
 
-    replies: dict[str, Reply] = field(default_factory=dict)
+    replies: dict[str, ReplyT] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-    useless: dict[str, Reply] = field(default_factory=dict)
+    useless: dict[str, ReplyT] = field(default_factory=dict)
     is_alive: bool = False
     is_stopped: bool = False
     gave_up: str = ""
 
 
 @dataclass(frozen=True)
-class Watch:
+class Watch(Generic[ReplyT]):
     """How the asking is watched; every function is called in the thread that asks.
 
     Attributes:
@@ -121,31 +128,31 @@ class Watch:
         give_up: returns why it is of no use to go on after these failures; empty if it is.
     """
 
-    keep: Callable[[Mapping[str, Reply]], Mapping[str, str]]
+    keep: Callable[[Mapping[str, ReplyT]], Mapping[str, str]]
     progress: Callable[[int, float], None]
     stopping: Callable[[], bool]
     give_up: Callable[[Mapping[str, str]], str]
 
 
-class _Workers:
+class _Workers(Generic[ReplyT]):
     """Threads that ask a server; they end with the process, so that a call without an end does not hold it up."""
 
-    def __init__(self, server: Server, count: int) -> None:
+    def __init__(self, server: Server[ReplyT], count: int) -> None:
         self._server = server
-        self._waiting: queue.SimpleQueue[VerdictRequest | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[str, Reply | Exception]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[ChatRequest | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[str, ReplyT | Exception]] = queue.SimpleQueue()
         self.running = 0
         self.count = count
         for number in range(count):
-            threading.Thread(target=self._work, name=f"judge-{number}", daemon=True).start()
+            threading.Thread(target=self._work, name=f"calls-{number}", daemon=True).start()
 
-    def send(self, request: VerdictRequest) -> None:
+    def send(self, request: ChatRequest) -> None:
         self._waiting.put(request)
         self.running += 1
 
-    def results(self, timeout_s: float) -> dict[str, Reply | Exception]:
+    def results(self, timeout_s: float) -> dict[str, ReplyT | Exception]:
         """Return what has ended, by key, after at most ``timeout_s``."""
-        ended: dict[str, Reply | Exception] = {}
+        ended: dict[str, ReplyT | Exception] = {}
         with contextlib.suppress(queue.Empty):
             key, result = self._done.get(timeout=timeout_s)
             ended[key] = result
@@ -161,7 +168,7 @@ class _Workers:
 
     def _work(self) -> None:
         while (request := self._waiting.get()) is not None:
-            result: Reply | Exception
+            result: ReplyT | Exception
             try:
                 result = self._server.ask(request)
             except Exception as error:  # raised again in the thread that asks
@@ -170,8 +177,12 @@ class _Workers:
 
 
 def ask_all(
-    server: Server, requests: Sequence[VerdictRequest], parallel: int, stopped: threading.Event, watch: Watch
-) -> Answered:
+    server: Server[ReplyT],
+    requests: Sequence[ChatRequest],
+    parallel: int,
+    stopped: threading.Event,
+    watch: Watch[ReplyT],
+) -> Answered[ReplyT]:
     """Send requests, at most ``parallel`` at a time, and return what became of them.
 
     Args:
@@ -181,7 +192,7 @@ def ask_all(
         stopped: is set when the calls under way are to end; the server waits for it between attempts.
         watch: what is called while it goes on.
     """
-    answered, waiting, started = Answered(), iter(requests), time.perf_counter()
+    answered, waiting, started = Answered[ReplyT](), iter(requests), time.perf_counter()
     workers = _Workers(server, min(parallel, max(1, len(requests))))
     try:
         for request in itertools.islice(waiting, parallel):
@@ -207,9 +218,11 @@ def ask_all(
     return answered
 
 
-def _take(answered: Answered, ended: Mapping[str, Reply | Exception], watch: Watch, parallel: int) -> str:
+def _take(
+    answered: Answered[ReplyT], ended: Mapping[str, ReplyT | Exception], watch: Watch[ReplyT], parallel: int
+) -> str:
     """Add the results of calls that have ended; return why all others would fail too, or nothing."""
-    replies: dict[str, Reply] = {}
+    replies: dict[str, ReplyT] = {}
     hopeless = ""
     for key, result in ended.items():
         if not isinstance(result, Exception):

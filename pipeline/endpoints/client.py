@@ -11,16 +11,19 @@ import math
 import random
 import threading
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar
 
 import openai
 import tenacity
 from openai.types.chat import ChatCompletion
 
-from pipeline.evaluation.judges.asking import Budget, FailedCallError
-from pipeline.evaluation.judges.endpoint import Endpoint
-from pipeline.evaluation.judges.prompting import BYTES_PER_TOKEN, VerdictRequest
-from pipeline.evaluation.judges.verdicts import Reply, TokenLogprobs, verdict_logprobs
+from pipeline.endpoints.asking import Budget, FailedCallError
+from pipeline.endpoints.completions import Completion, TokenLogprobs
+from pipeline.endpoints.requests import ChatRequest, tokens_of_bytes
+from pipeline.endpoints.settings import ServerSettings
+
+ReplyT = TypeVar("ReplyT")
 
 RETRIED = frozenset({408, 409, 429})
 HOPELESS = frozenset({401, 403, 404})
@@ -34,20 +37,33 @@ NO_KEY = "none"
 """Sent to servers without a key: else the library would take that of `OPENAI_API_KEY`, which is for another server."""
 
 
-class Client:
-    """A server, asked from several threads."""
+class Client(Generic[ReplyT]):
+    """A server, asked from several threads.
 
-    def __init__(self, endpoint: Endpoint, budget: Budget, stopped: threading.Event) -> None:
-        self._endpoint, self._budget, self._stopped = endpoint, budget, stopped
+    Args:
+        settings: its settings.
+        budget: calls and tokens that may be spent.
+        stopped: is set when calls under way are to end.
+        read: makes a reply of what the server returned; it raises `FailedCallError` if that is of no use.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        budget: Budget,
+        stopped: threading.Event,
+        read: Callable[[Completion], ReplyT],
+    ) -> None:
+        self._settings, self._budget, self._stopped, self._read = settings, budget, stopped, read
         self._client = openai.OpenAI(
-            base_url=endpoint.url, api_key=endpoint.key or NO_KEY, timeout=endpoint.timeout_s, max_retries=0
+            base_url=settings.url, api_key=settings.key or NO_KEY, timeout=settings.timeout_s, max_retries=0
         )
 
     def close(self) -> None:
         """End the connections, those in use too."""
         self._client.close()
 
-    def ask(self, request: VerdictRequest) -> Reply:
+    def ask(self, request: ChatRequest) -> ReplyT:
         """Send a request until it is answered, fails for good, or the run stops.
 
         Raises:
@@ -55,7 +71,7 @@ class Client:
         """
         retrying = tenacity.Retrying(
             stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self._endpoint.attempts), tenacity.stop_when_event_set(self._stopped)
+                tenacity.stop_after_attempt(self._settings.attempts), tenacity.stop_when_event_set(self._stopped)
             ),
             wait=self._wait_s,
             retry=tenacity.retry_if_exception(_is_retried),
@@ -72,7 +88,7 @@ class Client:
             is_hopeless = isinstance(error, openai.APIStatusError) and error.status_code in HOPELESS
             raise FailedCallError(f"{self._named(error)}{after}", is_hopeless=is_hopeless) from None
 
-    def _attempt(self, request: VerdictRequest) -> Reply:
+    def _attempt(self, request: ChatRequest) -> ReplyT:
         self._budget.take_call()
         completion = self._client.chat.completions.create(
             **{key: value for key, value in request.body.items() if key == "model"},
@@ -80,16 +96,16 @@ class Client:
             stream=False,
             extra_body={key: value for key, value in request.body.items() if key != "model"},
         )
-        reply = _reply(completion, request)
-        self._budget.add_tokens(reply["prompt_tokens"] + reply["completion_tokens"])
-        return reply
+        told = _completion(completion, request)
+        self._budget.add_tokens(told.prompt_tokens + told.completion_tokens)
+        return self._read(told)
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome is not None else None
         asked = _retry_after_s(error)
         if asked is not None:
-            return asked + random.uniform(0, self._endpoint.backoff_s)
-        longest = self._endpoint.backoff_s * 2 ** (state.attempt_number - 1)
+            return asked + random.uniform(0, self._settings.backoff_s)
+        longest = self._settings.backoff_s * 2 ** (state.attempt_number - 1)
         return random.uniform(0, min(longest, LONGEST_BACKOFF_S))
 
     def _named(self, error: Exception) -> str:
@@ -97,13 +113,13 @@ class Client:
         if isinstance(error, openai.APIStatusError):
             text = f"HTTP {error.status_code}: {_told(error)}"
         elif isinstance(error, openai.APITimeoutError):
-            text = f"no answer within {self._endpoint.timeout_s:g} s"
+            text = f"no answer within {self._settings.timeout_s:g} s"
         elif isinstance(error, openai.APIConnectionError):
             text = f"no connection: {error.__cause__ or error}"
         else:
             text = f"the answer cannot be read ({type(error).__name__}: {error})"
-        if self._endpoint.key:
-            text = text.replace(self._endpoint.key, "…")
+        if self._settings.key:
+            text = text.replace(self._settings.key, "…")
         text = " ".join(text.split())
         return text if len(text) <= 200 else f"{text[:199]}…"
 
@@ -140,12 +156,17 @@ def _retry_after_s(error: BaseException | None) -> float | None:
     return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
+def _text(value: object) -> str:
+    """Return a text of the server; empty if it is none, whatever the interface says."""
+    return value if isinstance(value, str) else ""
+
+
 class _Usage(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
 
 
-def _reply(completion: object, request: VerdictRequest) -> Reply:
+def _completion(completion: object, request: ChatRequest) -> Completion:
     """Return what matters of a completion; a server that counts no tokens gets an estimate.
 
     Raises:
@@ -158,11 +179,16 @@ def _reply(completion: object, request: VerdictRequest) -> Reply:
     if not isinstance(text, str):
         raise FailedCallError(f"the answer has no text (finish_reason {choice.finish_reason})")
     content = (choice.logprobs.content if choice.logprobs is not None else None) or []
-    tokens = [TokenLogprobs(one.token, [(other.token, other.logprob) for other in one.top_logprobs]) for one in content]
-    usage = completion.usage or _Usage(request.prompt_tokens, -(-len(text.encode()) // BYTES_PER_TOKEN))
-    return Reply(
+    tokens = [
+        TokenLogprobs(one.token, [(other.token, other.logprob) for other in one.top_logprobs], one.logprob)
+        for one in content
+    ]
+    usage = completion.usage or _Usage(request.prompt_tokens, tokens_of_bytes(len(text.encode())))
+    return Completion(
         text=text,
-        logprobs=verdict_logprobs(text, tokens),
+        finish_reason=_text(choice.finish_reason),
+        tokens=tokens,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
+        is_counted=completion.usage is not None,
     )

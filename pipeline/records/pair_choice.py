@@ -29,7 +29,11 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from pipeline.errors import Problem
+from pipeline.plain_data import Row
 from pipeline.stage import StageConfig
+
+Unusable = Literal["empty", "names a model"]
+"""Why an answer is not compared."""
 
 By = Literal["random", "uncertain", "delta", "rank"]
 """What decides which pairs of a prompt's answers are compared."""
@@ -126,6 +130,13 @@ class ChosenPair(NamedTuple):
     first: int
     second: int
     propensity: float
+
+
+def unusable(candidate: Row) -> Unusable | None:
+    """Return why an answer is not compared: it is empty, or says which model it comes from; None if it may be."""
+    if not candidate["text"].strip():
+        return "empty"
+    return "names a model" if candidate.get("names_model") else None
 
 
 def choose_group(usable: Sequence[int], rule: PairRule, rng: random.Random) -> Group | None:
