@@ -48,7 +48,7 @@ def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
         prompt, first, second = (tuple(row[key]) for key in ("prompt", "chosen", "rejected"))
         text = encode([prompt, first, second])
         item_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if item_id in items or _plain(first) == _plain(second):
+        if item_id in items or _words(first) == _words(second):
             left_out += 1
             continue
         propensity, tools = _propensity(row.get("propensity")), tuple(row.get("tools") or ())
@@ -81,8 +81,8 @@ def content_of(turn: Turn) -> str:
     return f"{content}\n\n```json\n{json.dumps(calls, ensure_ascii=False, indent=1)}\n```".lstrip()
 
 
-def _plain(turns: Sequence[Turn]) -> str:
-    return " ".join(" ".join(map(content_of, turns)).split())
+def _words(turns: Sequence[Turn]) -> list[str]:
+    return " ".join(map(content_of, turns)).split()
 
 
 def _share(text: str) -> float:
