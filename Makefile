@@ -36,8 +36,9 @@ bench: setup-dev  ## measure; one JSON line per figure
 	$(PY) benchmarks/run.py
 bench-memory: setup-dev  ## measure the forecast of memory against real stages on this processor
 	$(PY) benchmarks/memory.py
-bench-collect: setup-dev  ## measure the labelling app with fifty people, on SQLite and PostgreSQL
+bench-collect: setup-dev  ## measure the labelling app with fifty people, on SQLite and PostgreSQL, and the reports of 100,000 labels
 	$(PY) benchmarks/collect.py
+	$(PY) benchmarks/collect_reports.py
 bench-feedback: setup-dev  ## measure what 400 comparisons by a simulated person teach the quickstart's assistant, and which pairs teach most
 	$(PY) benchmarks/feedback.py
 bench-rounds: setup-dev  ## measure what three rounds of online DPO teach the quickstart's assistant

@@ -9,6 +9,8 @@ paced     ten labels a second together: the time from a label to the reply with 
 flat out  as fast as they can: labels a second
 lead      the lead's page: the time until its figures of the 100,000 events are there; and again after more labels
 killed    the server gets a SIGKILL meanwhile and is started again: every label that was acknowledged is there once
+mixed     labels, next pairs, labels taken back, skips, flags, pages, and a lead's figures, lists and verdicts, until
+          100,000 requests were answered in all: how many with a status of 500 and above
 
 Prints one JSON line for each figure, with its bar. People and server share the machine.
 """
@@ -17,11 +19,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import os
 import random
-import secrets
 import shutil
 import signal
 import statistics
@@ -34,10 +34,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from collect_people import App, Lead, Person, Visitor  # noqa: E402
 
 from pipeline.preferences.items import items_of  # noqa: E402
 from pipeline.preferences.labels import State  # noqa: E402
@@ -45,16 +46,17 @@ from pipeline.preferences.ledger import Ledger  # noqa: E402
 
 
 class Size(NamedTuple):
-    """What is measured: how many people, events at the start, and pairs; seconds of each part."""
+    """What is measured: how many people, events at the start, and pairs; seconds of each part; requests in all."""
 
     people: int = 50
     events: int = 100_000
-    pairs: int = 80_000
+    pairs: int = 100_000
     seconds: float = 30.0
+    requests: int = 100_000
 
 
-BARS = {"paced_p95_ms": "≤ 100", "flat_out_per_s": "≥ 150", "lost": "0", "doubled": "0", "status_s": "≤ 2"}
-BARS |= {"agreement_s": "≤ 2", "export_s": "≤ 2", "lead_s": "≤ 2", "lead_again_s": "≤ 2"}
+BARS = {"paced_p95_ms": "≤ 100", "flat_out_per_s": "≥ 150", "lost": "0", "doubled": "0", "server_errors": "0"}
+BARS |= {f"{figure}_s": "≤ 2" for figure in ("status", "agreement", "export", "lead", "lead_again")}
 RECIPE = """
 name: bench
 data: {answers: {path: answers.jsonl}}
@@ -95,103 +97,6 @@ def make_world(folder: Path, url: str, size: Size) -> None:
     Ledger(url, "labels").extend(events)
 
 
-class App:
-    """The server, and the links of the people who label."""
-
-    def __init__(self, folder: Path, url: str, people: int) -> None:
-        self.folder, self.url, self.people = folder, url, people
-        self.tokens: dict[str, str] = {}
-        self.lead = ""
-        self.process: subprocess.Popen[str] | None = None
-        self.port = 0
-
-    def start(self) -> float:
-        """Start the server and return the seconds until it listens."""
-        started = time.perf_counter()
-        people = ",".join(f"person-{n}" for n in range(self.people))
-        line = [sys.executable, "-m", "pipeline.cli", "collect", "bench.yaml", "labels", "--annotators", people]
-        line += ["--lead", "lead"]
-        around = {**os.environ, "TRUEUP_LEDGER": self.url, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            [*line, "--port", str(self.port)], cwd=self.folder, env=around, text=True, stdout=subprocess.PIPE
-        )
-        assert self.process.stdout is not None
-        for text in self.process.stdout:
-            name, _, link = text.strip().partition(": ")
-            if "/lead#" in link:
-                self.lead = link.partition("#")[2]
-            elif "/#" in link:
-                self.tokens[name] = link.partition("#")[2]
-            if text.startswith("listening on "):
-                self.port = urlsplit(text.split()[2].rstrip(";")).port or 0
-                return time.perf_counter() - started
-        sys.exit(f"the app did not start: exit code {self.process.wait()}")
-
-    def stop(self, number: int = signal.SIGINT) -> None:
-        """Send the server a signal and wait until it has ended."""
-        assert self.process is not None
-        self.process.send_signal(number)
-        self.process.wait()
-
-
-class Person(threading.Thread):
-    """Somebody who labels until told to stop.
-
-    Args:
-        app: the server.
-        name: who it is.
-        every: seconds between two labels; 0 for as fast as possible.
-        until: the time of `time.perf_counter` to stop at.
-    """
-
-    def __init__(self, app: App, name: str, every: float, until: float) -> None:
-        super().__init__()
-        self.app, self.who, self.every, self.until = app, name, every, until
-        self.milliseconds: list[float] = []
-        self.acknowledged: list[str] = []
-        self.failed = 0
-
-    def run(self) -> None:
-        """Label; send a label again when its reply was lost."""
-        connection: http.client.HTTPConnection | None = None
-        rng = random.Random(self.who)
-        items: list[Any] = []
-        pending: dict[str, Any] | None = None
-        time.sleep(rng.uniform(0, self.every))
-        while time.perf_counter() < self.until or pending:
-            if connection is None:
-                connection = http.client.HTTPConnection("127.0.0.1", self.app.port, timeout=30)
-            try:
-                if not items:
-                    items = self._ask(connection, "next", {})["items"]
-                    if not items:
-                        return
-                if pending is None:
-                    choice = rng.choice(["left", "right", "tie"])
-                    request = secrets.token_hex(8)
-                    pending = {"item": items[0]["item"], "choice": choice, "seconds": 1.0, "request": request}
-                started = time.perf_counter()
-                items = self._ask(connection, "label", pending)["items"]
-                self.milliseconds.append((time.perf_counter() - started) * 1000)
-                self.acknowledged.append(pending["request"])
-                pending = None
-                time.sleep(rng.uniform(0.5, 1.5) * self.every)
-            except (OSError, http.client.HTTPException):
-                self.failed += 1
-                connection.close()
-                connection = None
-                time.sleep(0.2)  # the same label is sent again
-
-    def _ask(self, connection: http.client.HTTPConnection, name: str, body: dict[str, Any]) -> Any:
-        headers = {"Authorization": f"Bearer {self.app.tokens[self.who]}", "Content-Type": "application/json"}
-        connection.request("POST", f"/api/{name}", json.dumps(body), headers)
-        reply = connection.getresponse()
-        text = reply.read()
-        if reply.status != 200:
-            raise http.client.HTTPException(f"{reply.status}: {text[:200]!r}")
-        return json.loads(text)
-
-
 def work(app: App, every: float, seconds: float) -> list[Person]:
     """Let everybody label for some seconds."""
     until = time.perf_counter() + seconds
@@ -205,15 +110,22 @@ def work(app: App, every: float, seconds: float) -> list[Person]:
 
 def open_lead(app: App) -> float:
     """Return the seconds until the lead's page has its figures."""
-    headers = {"Authorization": f"Bearer {app.lead}", "Content-Type": "application/json"}
-    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=60)
     started = time.perf_counter()
-    connection.request("POST", "/api/lead/overview", "{}", headers)
-    reply = connection.getresponse()
-    told = json.loads(reply.read())
-    if reply.status != 200 or not told["event"]:
+    reply = app.ask(app.connect(), app.lead, "/api/lead/overview", {})
+    if reply.status != 200 or not json.loads(reply.text)["event"]:
         sys.exit(f"the lead's page has no figures: {reply.status}")
     return time.perf_counter() - started
+
+
+def mix(app: App, requests: int) -> list[Visitor]:
+    """Let everybody do what the page can do until the app has answered a number of requests."""
+    people = [Visitor(app, name, requests) for name in app.tokens]
+    everybody: list[threading.Thread] = [*people, Lead(app, requests)]
+    for person in everybody:
+        person.start()
+    for person in everybody:
+        person.join()
+    return people
 
 
 def measure(database: str, folder: Path, url: str, size: Size) -> None:
@@ -236,8 +148,14 @@ def measure(database: str, folder: Path, url: str, size: Size) -> None:
     killer.start()
     killed = work(app, 0.02, seconds)
     killer.join()
+    mixed = mix(app, size.requests)
+    show(database, "server_errors", sum(app.statuses[status] for status in app.statuses if status >= 500))
+    statuses = {str(status): count for status, count in sorted(app.statuses.items())}
+    show(database, "requests", app.statuses.total(), statuses=statuses)
+    show(database, "peak_memory_mib", app.peak_memory_mib())
     app.stop()
-    acknowledged = Counter(request for group in (paced, fast, killed) for one in group for request in one.acknowledged)
+    groups = (paced, fast, killed, mixed)
+    acknowledged = Counter(request for group in groups for one in group for request in one.acknowledged)
     ledger = Ledger(url, "labels")
     events = ledger.events()
     written = Counter(event.body["request"] for event in events if event.kind == "label" and "request" in event.body)
@@ -295,7 +213,7 @@ def main() -> None:
     for name, value in Size()._asdict().items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     asked = parser.parse_args()
-    size = Size(asked.people, asked.events, asked.pairs, asked.seconds)
+    size = Size(asked.people, asked.events, asked.pairs, asked.seconds, asked.requests)
     with tempfile.TemporaryDirectory(prefix="trueup-bench-") as made:
         if asked.database in ("sqlite", "both"):
             folder = Path(made, "sqlite")

@@ -5,10 +5,8 @@ Needs the libraries of the optional extra `collect`.
 
 from __future__ import annotations
 
-import gc
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -231,12 +229,11 @@ def show_labels(collection: Collection, what: str, until: int | None, *, as_json
         notes = noted_heads(collection.store, collection.ledger.batch, collection.ledger.url)
         notes = replace(notes, anchors=[*notes.anchors, *_heads_of_artifacts(collection)])
         problems = collection.ledger.problems(notes.anchors)
-        display.verified(collection.ledger.events(), problems, notes, as_json=as_json)
+        display.verified(collection.ledger, problems, notes, as_json=as_json)
         if problems:
             raise typer.Exit(int(ExitCode.FAILED))
         return
-    with gc_paused():
-        _show_state(collection, what, until, as_json=as_json)
+    _show_state(collection, what, until, as_json=as_json)
 
 
 def said_until(ledger: Ledger, until: int | None) -> list[LedgerEvent]:
@@ -250,18 +247,6 @@ def said_until(ledger: Ledger, until: int | None) -> list[LedgerEvent]:
     if until is not None and last < until:
         raise PipelineError(Problem(f"--until-event {until}: the last event is {last}", f"1 to {last}"))
     return events
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Keep Python from looking for cycles, of which events and labels have none: a third of the time of a report."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _show_state(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:
@@ -300,7 +285,7 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
     if stuck and collection.live:
         expected = "ids of pairs: any further dialogue gives the labels that are missing"
         raise PipelineError(Problem("--stuck of live dialogues", expected))
-    queue = LabelQueue(collection.batch, collection.ledger)
+    queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     known = frozenset(collection.batch.ids)
     unknown = [item for item in items if item not in known]
     if unknown:
@@ -311,15 +296,14 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
     chosen = [*items, *(one.item for one in queue.stuck() if stuck)]
     if not chosen and not stuck:
         raise PipelineError(Problem("no pair is named", "ids of pairs, or --stuck"))
-    for item in dict.fromkeys(chosen):
-        queue.drop(item, reason)
+    queue.drop(chosen, reason)
     done, wanted = (queue.progress()[key] for key in ("done", "wanted"))
     print_line(f"{counted(len(set(chosen)), 'pair')} dropped; {done} of {counted(wanted, 'label')}")
 
 
 def close(collection: Collection, *, reopen: bool) -> None:
     """End a batch with the labels it has, or open it again."""
-    queue = LabelQueue(collection.batch, collection.ledger)
+    queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     queue.close(not reopen)
     progress = queue.progress()
     if reopen:
@@ -342,7 +326,7 @@ def change_people(collection: Collection, changes: PeopleChanges, address: str) 
         PipelineError: nobody has a name that is to be changed, or the address is none.
     """
     check_url(address)
-    queue = LabelQueue(collection.batch, collection.ledger)
+    queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     accesses: dict[Access, Sequence[str]] = {
         "paused": changes.pause, "active": changes.resume, "revoked": changes.revoke
     }  # fmt: skip

@@ -174,7 +174,7 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
     if not person and any(not one.person for one in said):
         remedy = "--as NAME says whose they are"
         raise PipelineError(Problem(f"{file}: labels name no person", "a name for each", remedy))
-    queue = LabelQueue(collection.batch, collection.ledger)  # gives a new batch its secret
+    queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)  # gives a new batch its secret
     known = queue.people()
     for name in {one.person.strip() or person for one in said}:
         check_name(name)
@@ -183,14 +183,13 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
     matcher = Matcher(collection.batch.items)
     there = dict.fromkeys(known)
 
-    def decide(events: list[LedgerEvent]) -> list[NewEvent] | None:
-        state = State().take(events)
+    def decide(state: State) -> list[NewEvent] | None:
         there.update(dict.fromkeys(state.answers))
         made = events_of(said, matcher, state, file.name, person)
         counts.update(made.counts)
         return made.events or None
 
-    written = collection.ledger.append(decide)
+    written = queue.record(decide)
     collection.note_head()
     beside = "".join(f"; {counted(count, *_plural(what))}" for what, count in sorted(counts.items()))
     for caution in _cautions(said, there, unread_columns(rows, row_format)):

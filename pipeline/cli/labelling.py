@@ -5,12 +5,14 @@ Needs the libraries of the optional extra `collect`.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 
 from pipeline.cli.collection import Collection, check_url, link
 from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
+from pipeline.machine.garbage import gc_paused
 from pipeline.preferences.app import Live
 from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
@@ -46,7 +48,9 @@ def open_app(
     Raises:
         PipelineError: nobody has a link, a link of nobody is to be replaced, or the address cannot be listened on.
     """
-    queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
+    with gc_paused():
+        queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
+    gc.freeze()  # a search for cycles among all earlier labels would delay a reply by tenths of a second
     roles, invited = _invited(collection, queue, names, new_link)
     if url:
         check_url(url)

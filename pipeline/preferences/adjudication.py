@@ -16,6 +16,7 @@ from pipeline.preferences.label_queue import LONGEST_REASON, LabelQueue
 from pipeline.preferences.labels import VERDICTS, State
 from pipeline.preferences.probes import is_swapped
 from pipeline.preferences.shown import ShownPair, shown_pair
+from pipeline.preferences.stored_items import by_id
 
 Side = Literal["left", "right", "tie", "both good", "both bad"]
 
@@ -30,7 +31,7 @@ class Adjudication:
 
     def __init__(self, queue: LabelQueue, items: Mapping[str, Item] | None = None) -> None:
         self.queue = queue
-        self._items = items if items is not None else {item.id: item for item in queue.batch.items}
+        self._items = items if items is not None else by_id(queue.batch.items)
         self._shown: dict[str, dict[str, str]] = {}
 
     def item(self, lead: str, shown: str) -> Item:

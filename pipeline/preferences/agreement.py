@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, NotRequired, TypedDict, cast
+from typing import NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.plain_data import JsonObject
-from pipeline.preferences.edits import chosen_edit, edited
+from pipeline.preferences.edits import chosen_edit, edited, edited_items
 from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Item, text_of
 from pipeline.preferences.labels import VERDICTS, Answer, FinalVerdict, State
 from pipeline.preferences.probes import is_probe
-from pipeline.preferences.stored_items import ids_of
+from pipeline.preferences.stored_items import ids_of, items_at
 from pipeline.records.shapes.turns import Turn
 
 SIGN: Mapping[str, int] = {"first": 1, "second": -1}
@@ -52,29 +52,54 @@ class LabelTable(NamedTuple):
     """
 
     annotators: list[str]
-    verdict_NA: NDArray[np.int64]
-    strength_NA: NDArray[np.int64]
-    left_NA: NDArray[np.int64]
+    verdict_NA: NDArray[np.int8]
+    strength_NA: NDArray[np.int8]
+    left_NA: NDArray[np.int8]
     seconds_NA: NDArray[np.float64]
 
 
-def label_table(items: Sequence[Item], state: State) -> LabelTable:
-    """Return the labels of items in a table."""
+def label_table(items: Sequence[Item], state: State, *, only_shared: bool = False) -> LabelTable:
+    """Return the labels of items in a table.
+
+    Args:
+        items: items of the batch.
+        state: their labels.
+        only_shared: whether to leave out the items with less than two labels, which say nothing of agreement.
+    """
+    ids = ids_of(items)
+    if only_shared:
+        ids = [item for item in ids if len(state.given.get(item, ())) > 1 and len(state.labels(item)) > 1]
     names = [name for name, answers in state.answers.items() if any(map(_is_label, answers, answers.values()))]
     column = {name: place for place, name in enumerate(names)}
-    shape = (len(items), len(names))
-    verdict_NA, strength_NA = np.full(shape, -1), np.full(shape, -9)
-    left_NA, seconds_NA = np.full(shape, -1), np.full(shape, np.nan)
-    for row, item in enumerate(ids_of(items)):
-        for name, label in state.labels(item).items():
-            sign = SIGN.get(str(label.verdict), 0)
-            cell = row, column[name]
-            verdict_NA[cell] = VERDICTS.index(cast(Verdict, label.verdict))
-            strength_NA[cell] = sign * label.strength
-            if sign and label.swapped is not None:
-                left_NA[cell] = (sign > 0) != label.swapped
-            seconds_NA[cell] = np.nan if label.seconds is None else label.seconds
+    rows: list[int] = []
+    columns: list[int] = []
+    labels: list[Answer] = []
+    for row, item in enumerate(ids):
+        for name, answer in state.given.get(item, {}).items():
+            if answer.kind == "label":
+                rows.append(row)
+                columns.append(column[name])
+                labels.append(answer)
+    shape = (len(ids), len(names))
+    verdict_NA, strength_NA, left_NA = (np.full(shape, missing, np.int8) for missing in (-1, -9, -1))
+    seconds_NA = np.full(shape, np.nan)
+    cells = np.array(rows, int), np.array(columns, int)
+    verdict_NA[cells] = [_PLACES[one.verdict] for one in labels]
+    strength_NA[cells] = [_SIGNS[one.verdict] * one.strength for one in labels]
+    left_NA[cells] = [_left(one) for one in labels]
+    seconds_NA[cells] = [np.nan if one.seconds is None else one.seconds for one in labels]
     return LabelTable(names, verdict_NA, strength_NA, left_NA, seconds_NA)
+
+
+_PLACES: Mapping[Verdict | None, int] = {verdict: place for place, verdict in enumerate(VERDICTS)}
+_SIGNS: Mapping[Verdict | None, int] = {verdict: SIGN.get(verdict, 0) for verdict in VERDICTS}
+
+
+def _left(label: Answer) -> int:
+    """Return 1 for a preference for the left of the screen, 0 for the right; -1 for neither, or an unknown side."""
+    if label.swapped is None or label.verdict not in SIGN:
+        return -1
+    return int((label.verdict == "first") != label.swapped)
 
 
 def _is_label(item: str, answer: Answer) -> bool:
@@ -114,7 +139,6 @@ def decided(items: Sequence[Item], state: State, decide: Decide) -> tuple[list[t
     decisions: list[tuple[int, Decision]] = []
     without = Counter[str]()
     for place, name in enumerate(ids_of(items)):
-        labels = list(state.labels(name).values())
         final = state.adjudicated.get(name)
         if name in state.dropped:
             without["dropped"] += 1
@@ -122,10 +146,10 @@ def decided(items: Sequence[Item], state: State, decide: Decide) -> tuple[list[t
             decisions.append((place, majority(name, [final])))
         elif state.is_flagged(name):
             without["flagged"] += 1
-        elif not labels:
-            without["unlabelled"] += 1
-        else:
+        elif labels := [one for one in state.given.get(name, {}).values() if one.kind == "label"]:
             decisions.append((place, decide(name, labels)))
+        else:
+            without["unlabelled"] += 1
     return decisions, without
 
 
@@ -146,13 +170,11 @@ def exported(
     """
     rows: list[LabelledPair] = []
     decisions, without = decided(items, state, decide)
-    answers = (pair for own in state.answers.values() for pair in own.items())
-    are_edited = {item for item, one in answers if one.details is not None and one.details.edit}
-    for place, (verdict, margin) in decisions:
-        if not margin and not ties:
-            without[verdict] += 1
-            continue
-        item = items[place]
+    are_edited = edited_items(state)
+    without.update(one.verdict for _, one in decisions if not one.margin and not ties)
+    preferences = [(place, one.margin) for place, one in decisions if one.margin or ties]
+    preferred_items = items_at(items, [place for place, _ in preferences])
+    for item, (_, margin) in zip(preferred_items, preferences, strict=True):
         chosen, rejected = item.responses[::-1] if margin < 0 else item.responses
         preferred: Verdict = "second" if margin < 0 else "first"
         is_edited = bool(margin) and item.id in are_edited
@@ -184,13 +206,11 @@ def margin_of(labels: Sequence[Answer | FinalVerdict]) -> float:
     people who preferred it less those who preferred the other, over all labels. One person's label has its strength as
     margin; three people of whom two preferred a response at strength 2 give 2 · 1/3.
     """
-    strengths: dict[int, list[int]] = {1: [], -1: []}
-    for label in labels:
-        sign = SIGN.get(str(label.verdict), 0)
-        if sign:
-            strengths[sign].append(label.strength)
-    lead = len(strengths[1]) - len(strengths[-1])
+    if len(labels) == 1:  # as most pairs have
+        return float(SIGN.get(str(labels[0].verdict), 0) * labels[0].strength)
+    first, second = ([one.strength for one in labels if one.verdict == verdict] for verdict in SIGN)
+    lead = len(first) - len(second)
     if lead == 0:
         return 0.0
-    winners = strengths[1 if lead > 0 else -1]
+    winners = first if lead > 0 else second
     return sum(winners) / len(winners) * lead / len(labels)

@@ -60,17 +60,16 @@ class Assignment:
         self._update(touched)
 
     def _update(self, items: Iterable[str]) -> None:
-        given = self.state.given
+        given, dropped, adjudicated = self.state.given, self.state.dropped, self.state.adjudicated
         for item in items:
             place = self._position.get(item)
             if place is None:  # of data that has changed since
                 continue
             self._done -= self._labels[place]
             self._full -= self._needed[place]
-            kinds = [answer.kind for answer in given[item].values()] if item in given else ()
-            is_out = "flag" in kinds or item in self.state.dropped or item in self.state.adjudicated
-            is_out = is_out or self.state.is_flagged(item)  # perhaps when it was shown again
-            self._labels[place] = min(kinds.count("label"), self._wanted[place])
+            labels = [one for one in given.get(item, {}).values() if one.kind == "label"]
+            is_out = item in dropped or item in adjudicated or self.state.is_flagged(item)
+            self._labels[place] = min(len(labels), self._wanted[place])
             if is_out and self.batch.is_live:
                 self._labels[place] = 0  # of live dialogues: another choice takes its place
             self._needed[place] = self._labels[place] if is_out else self._wanted[place]

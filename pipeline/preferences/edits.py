@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from pipeline.preferences.events import Verdict
 from pipeline.preferences.items import Turns
-from pipeline.preferences.labels import Answer
+from pipeline.preferences.labels import Answer, State
 from pipeline.records.shapes.turns import Turn
 
 
@@ -20,6 +20,12 @@ def chosen_edit(labels: Iterable[Answer], verdict: Verdict) -> str:
     edits = [label.details.edit for label in newest_first if label.verdict == verdict and label.details]
     counts = Counter(edit for edit in edits if edit)
     return counts.most_common(1)[0][0] if counts else ""  # of equal counts, the first that was counted
+
+
+def edited_items(state: State) -> set[str]:
+    """Return the ids of the items of which somebody edited a response, mostly few: `chosen_edit` is for these."""
+    answers = (pair for own in state.answers.values() for pair in own.items())
+    return {item for item, one in answers if one.details is not None and one.details.edit}
 
 
 def edited(response: Turns, edit: str) -> list[Turn]:

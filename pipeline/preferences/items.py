@@ -43,11 +43,12 @@ def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
     """
     items: dict[str, Item] = {}
     left_out = 0
+    encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # `json.dumps` makes an encoder for each row
     for row in rows:
         prompt, first, second = (tuple(row[key]) for key in ("prompt", "chosen", "rejected"))
-        text = json.dumps([prompt, first, second], sort_keys=True, ensure_ascii=False)
+        text = encode([prompt, first, second])
         item_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if item_id in items or _plain(first) == _plain(second):
+        if item_id in items or _words(first) == _words(second):
             left_out += 1
             continue
         propensity, tools = _propensity(row.get("propensity")), tuple(row.get("tools") or ())
@@ -72,8 +73,8 @@ def text_of(turns: Sequence[Turn]) -> str:
     return "\n\n".join(str(turn["content"]) for turn in turns)
 
 
-def _plain(turns: Sequence[Turn]) -> str:
-    return " ".join(" ".join(map(content_of, turns)).split())
+def _words(turns: Sequence[Turn]) -> list[str]:
+    return " ".join(map(content_of, turns)).split()
 
 
 def _share(text: str) -> float:

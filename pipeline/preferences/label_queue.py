@@ -11,7 +11,7 @@ import hmac
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, cast
 
 from pipeline.errors import PipelineError, Problem
@@ -20,6 +20,7 @@ from pipeline.preferences.blinding import blinded_id, new_salt
 from pipeline.preferences.details import Choice, details_body
 from pipeline.preferences.dimensions import Dimension, check_ratings
 from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Role, Verdict
+from pipeline.preferences.guidelines import guidelines_version
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import (
     AHEAD,
@@ -55,20 +56,27 @@ class LabelQueue:
         guidelines: text that annotators are shown by this app; each label given in it records its version. None for a
             queue that shows nothing.
         dimensions: what annotators may judge besides.
+        hands_out: whether pairs are handed out; else leases, which are every other event, are not read.
     """
 
     def __init__(
-        self, batch: Batch, ledger: Ledger, guidelines: str | None = None, dimensions: Sequence[Dimension] = ()
+        self,
+        batch: Batch,
+        ledger: Ledger,
+        guidelines: str | None = None,
+        dimensions: Sequence[Dimension] = (),
+        *,
+        hands_out: bool = True,
     ) -> None:
         self.batch, self.ledger, self.dimensions = batch, ledger, dimensions
-        self._state = State()
-        self._assignment = Assignment(batch, self._state)
+        self._state = State().take(ledger.events() if hands_out else ledger.said())
+        self._assigned: Assignment | None = None
         self._turn = threading.Lock()
         self._version = guidelines_version(guidelines or "")
-        self._append(lambda state: None if state.salt else ("batch", {"salt": new_salt()}))
+        self.record(lambda state: None if state.salt else ("batch", {"salt": new_salt()}))
         if guidelines is not None:
             told = EventBody(guidelines=self._version, text=guidelines)
-            self._append(lambda state: None if state.guidelines == self._version else ("guidelines", told))
+            self.record(lambda state: None if state.guidelines == self._version else ("guidelines", told))
 
     def refresh(self) -> None:
         """Read the events that were appended to the ledger since the last call."""
@@ -76,12 +84,15 @@ class LabelQueue:
             self._read()
 
     def _read(self) -> None:
-        self._take(self.ledger.events(self._state.number))
+        self._state.take(self.ledger.events(self._state.number))
 
-    def _take(self, events: list[LedgerEvent]) -> State:
-        self._state.take(events)
-        self._assignment.update()
-        return self._state
+    @property
+    def _assignment(self) -> Assignment:
+        """What the items need as of the last event; made when it is asked for, as an import never does."""
+        if self._assigned is None:
+            self._assigned = Assignment(self.batch, self._state)
+        self._assigned.update()
+        return self._assigned
 
     def people(self) -> dict[str, Person]:
         """Return everybody who has a link, by name."""
@@ -112,10 +123,6 @@ class LabelQueue:
             self._read()
             return self._state.number
 
-    def record(self, decide: Callable[[State], NewEvent | None]) -> None:
-        """Append the event that ``decide`` returns, given the state; None appends nothing."""
-        self._append(decide)
-
     def invite(self, name: str, role: Role = "annotator", *, replaces: bool = True, by: str = "") -> str:
         """Issue a token to a person; the ledger stores only its hash.
 
@@ -143,7 +150,7 @@ class LabelQueue:
             body = _by(by, EventBody(name=name, token=_hashed(token)))
             return "annotator", {**body, "role": role} if role != "annotator" else body
 
-        self._append(decide)
+        self.record(decide)
         return token
 
     def set_access(self, name: str, access: Access, by: str = "") -> None:
@@ -165,16 +172,17 @@ class LabelQueue:
                 )
             return None if person.access == access else ("access", _by(by, {"name": name, "access": access}))
 
-        self._append(decide)
+        self.record(decide)
 
-    def drop(self, item: str, reason: str, by: str = "") -> None:
-        """Take an item out of the batch: it needs no labels, and makes no row; ``by`` names the lead who does."""
-        body = _by(by, {"item": item, "reason": reason[:LONGEST_REASON]})
-        self._append(lambda state: None if item in state.dropped else ("drop", body))
+    def drop(self, items: str | Iterable[str], reason: str, by: str = "") -> None:
+        """Take an item or several out of the batch, which make no row; ``by`` names the lead who does."""
+        named = [items] if isinstance(items, str) else dict.fromkeys(items)
+        bodies = [_by(by, {"item": item, "reason": reason[:LONGEST_REASON]}) for item in named]
+        self.record(lambda state: [("drop", body) for body in bodies if body["item"] not in state.dropped] or None)
 
     def close(self, closed: bool = True, by: str = "") -> None:
         """End the batch with the labels it has, or open it again; ``by`` names the lead who does."""
-        self._append(lambda state: None if state.is_closed == closed else ("close", _by(by, {"closed": closed})))
+        self.record(lambda state: None if state.is_closed == closed else ("close", _by(by, {"closed": closed})))
 
     def identify(self, token: str, *, is_new: bool = True) -> Caller | None:
         """Return who has this token; None for an unknown or revoked token.
@@ -214,7 +222,7 @@ class LabelQueue:
             given[:] = self._assignment.next(annotator, time.time(), count)
             return self._lease(state, annotator, given)
 
-        self._append(decide)
+        self.record(decide)
         return [shown_pair(item, annotator, salts[0]) for item in given]
 
     def comes_back(self, annotator: str) -> bool:
@@ -318,7 +326,7 @@ class LabelQueue:
             body = EventBody(annotator=annotator, item=item, event=answer.number, until=until, request=request)
             return "undo", body
 
-        self._append(decide)
+        self.record(decide)
         return undone[0] if undone else None
 
     def progress(self, annotator: str = "", *, has_read: bool = False) -> Progress:
@@ -372,17 +380,14 @@ class LabelQueue:
             lease = self._lease(state, annotator, following)
             return [(kind, answer), lease] if lease else [(kind, answer)]
 
-        self._append(decide)
+        self.record(decide)
 
-    def _append(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> None:
+    def record(self, decide: Callable[[State], NewEvent | list[NewEvent] | None]) -> list[LedgerEvent]:
+        """Append what ``decide`` returns, given the state, and return it as written; None appends nothing."""
         with self._turn:
-            written = self.ledger.append(lambda events: decide(self._take(events)), self._state.last_event)
-            self._take(written)
-
-
-def guidelines_version(guidelines: str) -> str:
-    """Return the version of guidelines: the first 12 hex digits of their SHA-256; empty without guidelines."""
-    return hashlib.sha256(guidelines.encode()).hexdigest()[:12] if guidelines else ""
+            written = self.ledger.append(lambda events: decide(self._state.take(events)), self._state.last_event)
+            self._state.take(written)
+            return written
 
 
 def _by(lead: str, body: EventBody) -> EventBody:

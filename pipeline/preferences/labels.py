@@ -114,6 +114,7 @@ class State:
         is_closed: whether the batch ends with the labels it has.
         undone: item whose answer an annotator took back last, by annotator; it is shown again first.
         requests: ids of an annotator's undos, and items and ids of the answers they took back, by annotator.
+        flags: number of flags that were not taken back, by item; those of a repeat are its pair's.
         touched: items that events concerned since the last call of `take_touched`.
     """
 
@@ -132,6 +133,7 @@ class State:
     is_closed: bool = False
     undone: dict[str, str] = field(default_factory=dict)
     requests: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    flags: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     touched: set[str] = field(default_factory=set)
 
     @property
@@ -194,11 +196,21 @@ class State:
             body.get("request", ""),
             details_of(body),
         )
-        self.answers[annotator].pop(item, None)  # so that the last answer is the newest
+        self._take_back(item, annotator)  # so that the last answer is the newest
         self.answers[annotator][item] = self.given[item][annotator] = answer
+        if kind == "flag":
+            self.flags[repeated(item)] += 1
         self._release(item, annotator)
         if self.undone.get(annotator) == item:
             del self.undone[annotator]
+
+    def _take_back(self, item: str, annotator: str) -> None:
+        """Remove the answer that an annotator gave to an item, if they gave one."""
+        before = self.answers[annotator].pop(item, None)
+        if before is not None:
+            del self.given[item][annotator]
+            if before.kind == "flag":
+                self.flags[repeated(item)] -= 1
 
     def _adjudicate(self, body: EventBody) -> None:
         item = body["item"]
@@ -211,17 +223,24 @@ class State:
     def _lease(self, item: str, annotator: str, until: float) -> None:
         self.leases[item][annotator] = self.leased_to[annotator][item] = until
         self.handed[annotator].append(item)
-        self.touched |= {item, repeated(item)}
+        self._touch(item)
 
     def _release(self, item: str, annotator: str) -> None:
-        self.leases[item].pop(annotator, None)
-        self.leased_to[annotator].pop(item, None)
-        self.touched |= {item, repeated(item)}
+        if item in self.leases:  # a report reads no leases
+            self.leases[item].pop(annotator, None)
+            self.leased_to[annotator].pop(item, None)
+        self._touch(item)
+
+    def _touch(self, item: str) -> None:
+        """Note that an event concerned an item, and the pair that it shows again."""
+        self.touched.add(item)
+        if item.startswith(REPEAT):
+            self.touched.add(repeated(item))
 
     def _undo(self, body: EventBody) -> None:
         item, annotator = body["item"], body["annotator"]
-        answer = self.answers[annotator].pop(item, None)
-        self.given[item].pop(annotator, None)
+        answer = self.answers[annotator].get(item)
+        self._take_back(item, annotator)
         self.requests[annotator] |= {("", body.get("request", "")), (item, answer.request if answer else "")}
         self._lease(item, annotator, body["until"])
         self.undone[annotator] = item
@@ -252,8 +271,7 @@ class State:
 
     def is_flagged(self, item: str) -> bool:
         """Return whether somebody flagged an item, also when they were shown it again."""
-        shown = (self.given.get(name, {}) for name in (item, REPEAT + item))
-        return any(one.kind == "flag" for given in shown for one in given.values())
+        return self.flags.get(repeated(item), 0) > 0
 
     def active(self) -> list[str]:
         """Return the names of the annotators who may label."""

@@ -132,6 +132,26 @@ def test_speed_leaves_out_pauses(ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     assert told["hours"]["labels"]["joan"] == [0] * 22 + [3, 1]
 
 
+def test_figures_rest_after_they_were_computed(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computing takes 2 s of this clock, so the figures rest for 9 times 2 s, and are told as they were meanwhile."""
+    figures, clock = LeadFigures(_batch(), ledger), [100.0]
+    monkeypatch.setattr(lead_figures.time, "monotonic", lambda: clock[0])
+    real = figures._times
+
+    def slow() -> Any:
+        clock[0] += 2.0
+        return real()
+
+    figures._times = slow  # type: ignore[method-assign]
+    before = figures.overview()
+    ledger.extend([_label(ITEMS[4].id, "ada", "first")])
+    after = before["event"] + 1
+    clock[0] += 16.9
+    assert figures.overview(after)["event"] == before["event"]
+    clock[0] += 1.2
+    assert figures.overview(after)["event"] == after
+
+
 def test_figures_of_a_moment_ago_are_told_while_new_ones_are_computed(ledger: Ledger) -> None:
     figures, ready = LeadFigures(_batch(), ledger), threading.Event()
     before = figures.overview()

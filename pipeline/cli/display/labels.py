@@ -11,8 +11,8 @@ from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreeme
 from pipeline.preferences.agreement import label_table
 from pipeline.preferences.anchors import Notes
 from pipeline.preferences.assignment import Assignment
-from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.labels import Batch, State
+from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probes import is_probe, repeated
 
 
@@ -84,7 +84,7 @@ def _counts(state: State, annotator: str) -> dict[str, int]:
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     """Print the agreement of annotators on the pairs that several of them labelled."""
-    verdict_NA = label_table(batch.items, state).verdict_NA
+    verdict_NA = label_table(batch.items, state, only_shared=True).verdict_NA
     rate = raw_agreement(verdict_NA, seed=0)
     alpha = krippendorff_alpha(verdict_NA)
     per_item = (verdict_NA >= 0).sum(1)
@@ -106,18 +106,19 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
     print_line(f"Krippendorff's alpha (nominal): {said}")
 
 
-def verified(events: Sequence[LedgerEvent], problems: Sequence[str], notes: Notes, *, as_json: bool) -> None:
+def verified(ledger: Ledger, problems: Sequence[str], notes: Notes, *, as_json: bool) -> None:
     """Print the problems of the ledger's hash chain, or that there are none, and what it could not be compared with.
 
     Args:
-        events: events of the ledger.
-        problems: what is wrong with them.
+        ledger: the ledger.
+        problems: what is wrong with its events.
         notes: heads that were noted outside the ledger, with which it was compared.
         as_json: whether to print JSON for programs.
     """
     anchors = len(notes.anchors)
+    last, count = ledger.last(), ledger.count()
     if as_json:
-        told = {"events": len(events), "head": events[-1].hash if events else "", "anchors": anchors}
+        told = {"events": count, "head": last.hash if last else "", "anchors": anchors}
         beside = {"elsewhere": list(notes.elsewhere), "unreadable": list(notes.unreadable)}
         print_json({**told, "problems": list(problems), **beside})
         return
@@ -125,15 +126,15 @@ def verified(events: Sequence[LedgerEvent], problems: Sequence[str], notes: Note
         print_line(problem)
     if not problems:
         print_line(
-            f"{counted(len(events), 'event')}, each follows the one before it"
-            + (f"; head {events[-1].hash[:12]}" if events else "")
+            f"{counted(count, 'event')}, each follows the one before it"
+            + (f"; head {last.hash[:12]}" if last else "")
             + (
                 f"; {counted(anchors, 'note')} of earlier heads {agreeing(anchors, 'agrees', 'agree')}"
                 if anchors
                 else ""
             )
         )
-    if events and not anchors:
+    if count and not anchors:
         print_line("no earlier head is noted outside the ledger: an end that was cut off would not show")
     for number in notes.unreadable:
         print_line(f"line {number} of anchors.jsonl is no note of a head: nothing was compared with it")

@@ -15,6 +15,7 @@ import typer
 from pipeline.cli.options import JsonOption, ProfileOption, RecipeArgument, RecipeStoreOption, SetOption
 from pipeline.cli.survey import RecipeOptions
 from pipeline.errors import PipelineError, Problem, listed
+from pipeline.machine.garbage import gc_paused
 from pipeline.preferences import need
 
 _SHOWS = frozenset({"until", "as_json"})
@@ -131,10 +132,12 @@ def collect(
     need("sqlalchemy", "starlette", "uvicorn")
     from pipeline.cli import collection, labelling  # the optional extra `collect` may be missing
 
-    opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
+    with gc_paused():
+        opened = collection.open_collection(RecipeOptions(recipe, override, store, profile), stage, ledger)
     labelling.open_app(opened, {"annotator": annotators, "lead": lead}, new_link or (), host, port, url)
 
 
+@gc_paused()
 def labels(
     context: typer.Context,
     what: WhatArgument,
@@ -177,8 +180,7 @@ def labels(
 
     if what == "export":
         options = exchange.ExportOptions(row_format or "preference", out, until, ties, share, pseudonyms, aggregate)
-        with collection.gc_paused():
-            exchange.export(opened, options)
+        exchange.export(opened, options)
     elif what == "import":
         exchange.import_labels(opened, items or (), row_format, person)
     elif what == "drop":

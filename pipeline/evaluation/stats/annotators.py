@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.stats.estimate import Estimate
 from pipeline.evaluation.stats.intervals import LEVEL, share_interval, wilson
 
-Labels = NDArray[np.int64]
+Labels = NDArray[np.signedinteger[Any]]
 Floats = NDArray[np.float64]
 
 MISSING = -1
@@ -67,11 +68,11 @@ def raw_agreement(labels_NA: Labels, *, seed: int, level: float = LEVEL) -> Esti
     The interval resamples items, since the pairs of one item are not independent of each other; it is Wilson's where
     each item has one pair (`share_interval`).
     """
-    same, pairs = _agreeing_pairs(labels_NA)
-    several = pairs > 0
-    if not several.any():
+    shared_NA = _shared(labels_NA)
+    if not len(shared_NA):
         return None
-    return share_interval(same[several], pairs[several], seed=seed, level=level)
+    same, pairs = _agreeing_pairs(shared_NA)
+    return share_interval(same, pairs, seed=seed, level=level)
 
 
 def _agreeing_pairs(labels_NA: Labels) -> tuple[Floats, Floats]:
@@ -182,25 +183,25 @@ def dawid_skene(
     item_L, column_L = np.nonzero(patterns != MISSING)  # L labels
     class_L = np.searchsorted(np.asarray(classes), patterns[item_L, column_L])
     cell_L, weight_L = column_L * K + class_L, weight_M[item_L]
-    posterior_MK: Floats = np.bincount(item_L * K + class_L, minlength=M * K).reshape(M, K).astype(float)
-    posterior_MK /= posterior_MK.sum(1, keepdims=True)
+    posterior_KM: Floats = np.bincount(class_L * M + item_L, minlength=K * M).reshape(K, M).astype(float)
+    posterior_KM /= posterior_KM.sum(0)
     for _ in range(most_steps):
-        weighted = [np.bincount(cell_L, posterior_MK[item_L, j] * weight_L, A * K).reshape(A, K) for j in range(K)]
-        confusion_AKK: Floats = np.asarray(np.stack(weighted, 1) + 1 / K, float)
+        weighted = [np.bincount(cell_L, told_L * weight_L, A * K) for told_L in posterior_KM.take(item_L, axis=1)]
+        confusion_AKK: Floats = np.asarray(np.stack(weighted).reshape(K, A, K).transpose(1, 0, 2) + 1 / K, float)
         confusion_AKK /= confusion_AKK.sum(2, keepdims=True)
-        prior_K: Floats = weight_M @ posterior_MK / weight_M.sum()
-        log_AKK = np.log(confusion_AKK)
-        told = [np.bincount(item_L, log_AKK[column_L, j, class_L], M) for j in range(K)]
+        prior_K: Floats = weight_M @ np.ascontiguousarray(posterior_KM.T) / weight_M.sum()
+        log_KC = np.log(confusion_AKK).transpose(1, 0, 2).reshape(K, A * K)  # C: cells of annotator and class given
+        told_KM = np.stack([np.bincount(item_L, log_L, M) for log_L in log_KC.take(cell_L, axis=1)])
         with np.errstate(divide="ignore"):
-            log_MK = np.log(prior_K) + np.stack(told, 1)
-        following_MK = np.exp(log_MK - log_MK.max(1, keepdims=True))
-        following_MK /= following_MK.sum(1, keepdims=True)
-        change = float(np.abs(following_MK - posterior_MK).max())
-        posterior_MK = following_MK
+            log_KM = np.log(prior_K)[:, None] + told_KM
+        following_KM = np.exp(log_KM - log_KM.max(0))
+        following_KM /= following_KM.sum(0)
+        change = float(np.abs(following_KM - posterior_KM).max())
+        posterior_KM = following_KM
         if change < epsilon:
             break
     accuracy_A = np.einsum("j,ajj->a", prior_K, confusion_AKK)
-    return DawidSkene(posterior_MK[pattern_N], confusion_AKK, prior_K, accuracy_A)
+    return DawidSkene(posterior_KM.T[pattern_N], confusion_AKK, prior_K, accuracy_A)
 
 
 def _patterns(labels_NA: Labels) -> tuple[Labels, NDArray[np.intp], Floats]:

@@ -223,7 +223,7 @@ def _resampled_sums(columns_NC: NDArray[Any], seed: int, resamples: int) -> Floa
         stop = min(start + step, resamples)
         picked = random.integers(0, n, size=(stop - start, n), dtype=np.int32)
         for column in range(columns_NC.shape[1]):
-            sums_RC[start:stop, column] = columns_NC[:, column][picked].sum(axis=1)
+            sums_RC[start:stop, column] = columns_NC[:, column].take(picked).sum(axis=1)
     return sums_RC
 
 

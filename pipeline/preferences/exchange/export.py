@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
+
+from pydantic_core import to_json
 
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import Decide, decided, exported, majority
 from pipeline.preferences.blinding import pseudonym
 from pipeline.preferences.details import Details
-from pipeline.preferences.edits import chosen_edit, edited
+from pipeline.preferences.edits import chosen_edit, edited, edited_items
 from pipeline.preferences.events import Rating, Verdict
 from pipeline.preferences.exchange.texts import cell, readable, transcript
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.labels import Answer, State
-from pipeline.preferences.stored_items import ids_of
+from pipeline.preferences.stored_items import ids_of, items_at
 from pipeline.records.shapes.turns import content_of
 from pipeline.records.split import split
 
@@ -101,25 +103,25 @@ def unpaired_rows(labels: Labels) -> Rows:
     answer with as many for as against makes no row, and neither do ties and split votes.
     """
     decisions, without = decided(labels.items, labels.state, labels.decide)
-    votes: dict[tuple[str, str], list[int]] = {}
-    answers: dict[tuple[str, str], tuple[Item, Turns]] = {}
-    for index, (verdict, _) in decisions:
-        if verdict not in _GOOD:
-            without[verdict] += 1
-            continue
-        item = labels.items[index]
+    without.update(verdict for _, (verdict, _) in decisions if verdict not in _GOOD)
+    good = [(place, verdict) for place, (verdict, _) in decisions if verdict in _GOOD]
+    are_edited = edited_items(labels.state)
+    balances: dict[tuple[bytes, bytes], int] = defaultdict(int)
+    answers: dict[tuple[bytes, bytes], tuple[Item, Turns]] = {}
+    for item, (_, verdict) in zip(items_at(labels.items, [place for place, _ in good]), good, strict=True):
         responses = list(item.responses)
-        if verdict in SIDES:
+        if verdict in SIDES and item.id in are_edited:
             place = [*SIDES].index(verdict)
             edit = chosen_edit(labels.state.labels(item.id).values(), cast(Verdict, verdict))
             responses[place] = tuple(edited(responses[place], edit))
+        prompt = to_json(item.prompt)
         for response, is_good in zip(responses, _GOOD[verdict], strict=True):
-            key = repr(item.prompt), repr(response)
+            key = prompt, to_json(response)
             answers.setdefault(key, (item, response))
-            votes.setdefault(key, []).append(1 if is_good else -1)
+            balances[key] += 1 if is_good else -1
     rows = []
     for key, (item, response) in answers.items():
-        balance = sum(votes[key])
+        balance = balances[key]
         if balance:
             row: JsonObject = {"prompt": list(item.prompt), "completion": list(response), "label": balance > 0}
             rows.append(Exported(item.prompt, {**row, "tools": list(item.tools)} if item.tools else row))
@@ -138,28 +140,26 @@ def raw_rows(labels: Labels) -> Rows:
 
 def table_rows(labels: Labels) -> Rows:
     """Return the raw rows with texts in place of turns, for CSV and Parquet."""
-    rows, without = raw_rows(labels)
-    for exported_row in rows:
-        for column in ("prompt", "response_a", "response_b"):
-            exported_row.row[column] = cell(exported_row.row[column])
-        for column in ("ratings", "tools"):
-            value = exported_row.row[column]
-            exported_row.row[column] = json.dumps(value, ensure_ascii=False) if value else None
-    return rows, without
+    rows = []
+    for item, name, answer in _said(labels):
+        row = _raw(labels, item, name, answer)
+        row |= {column: cell(row[column]) for column in ("prompt", "response_a", "response_b")}
+        row |= {column: json.dumps(row[column], ensure_ascii=False) for column in ("ratings", "tools") if row[column]}
+        rows.append(Exported(item.prompt, row))
+    return rows, Counter()
 
 
 def _said(labels: Labels) -> Iterator[tuple[Item, str, Answer]]:
-    for place, item in enumerate(ids_of(labels.items)):
-        given = labels.state.given.get(item)
-        if given:
-            parsed = labels.items[place]
-            yield from ((parsed, name, answer) for name, answer in given.items())
+    given = labels.state.given
+    answered = [place for place, item in enumerate(ids_of(labels.items)) if given.get(item)]
+    for item in items_at(labels.items, answered):
+        yield from ((item, name, answer) for name, answer in given[item.id].items())
 
 
 def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
     first, second = item.responses
-    sides = {None: None, False: "response_a", True: "response_b"}
-    details = answer.details or Details()
+    is_label = answer.kind == "label"
+    details = answer.details or _NO_DETAILS
     return {
         "item": item.id,
         "prompt": list(item.prompt),
@@ -167,10 +167,10 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "response_b": list(second),
         "person": labels.name(name),
         "kind": answer.kind,
-        "verdict": SIDES.get(str(answer.verdict), answer.verdict),
+        "verdict": _WORDS.get(answer.verdict, answer.verdict),
         "strength": answer.strength if answer.verdict in SIDES else None,
-        "seconds": answer.seconds if answer.kind == "label" else None,
-        "left": sides[answer.swapped] if answer.kind == "label" else None,
+        "seconds": answer.seconds if is_label else None,
+        "left": _LEFT[answer.swapped] if is_label else None,
         "guidelines": answer.guidelines or None,
         "propensity": item.propensity,
         "event": answer.number,
@@ -182,6 +182,11 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "flag": details.flag,
         "tools": list(item.tools) or None,
     }
+
+
+_NO_DETAILS = Details()
+_WORDS: Mapping[str | None, str] = dict(SIDES.items())
+_LEFT: Mapping[bool | None, str | None] = {None: None, False: "response_a", True: "response_b"}
 
 
 def _rating(rating: Rating) -> JsonObject:
@@ -215,16 +220,20 @@ def argilla_rows(labels: Labels) -> Rows:
     """
     records: dict[str, Exported] = {}
     without = Counter[str]()
-    for item, name, answer in _verdicts(labels, without):
+    users = {}
+    for name in labels.state.answers:
         user = str(uuid.uuid5(ARGILLA_NAMESPACE, labels.name(name)))
+        users[name] = user, f"{user} {labels.name(name)}"
+    for item, name, answer in _verdicts(labels, without):
+        user, person = users[name]
         if item.id not in records:
             records[item.id] = Exported(item.prompt, _record(item))
         record = records[item.id].row
-        verdict = SIDES.get(str(answer.verdict), answer.verdict)
+        verdict = _WORDS.get(answer.verdict, answer.verdict)
         record["responses"]["preference"].append(_submitted(verdict, user))
         if answer.verdict in SIDES:
             record["responses"].setdefault("strength", []).append(_submitted(answer.strength, user))
-        record["metadata"]["people"].append(f"{user} {labels.name(name)}")
+        record["metadata"]["people"].append(person)
     return list(records.values()), without
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import to_json
 
 from pipeline.plain_data import JsonObject
 
@@ -39,6 +40,9 @@ TABLE = {
 }
 """Columns of a table of labels."""
 
+_WORDS = ["person", "kind", "verdict", "left", "guidelines", "reason", "flag"]
+"""Columns with few different texts, which Parquet writes once."""
+
 
 def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
     """Return rows as the content of a file.
@@ -48,17 +52,17 @@ def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
         row_format: name of the format, one of `pipeline.preferences.exchange.export.FORMATS`.
     """
     if row_format == "parquet":
-        table = pa.Table.from_pylist(list(rows), schema=pa.schema(TABLE))
+        columns = {name: [row[name] for row in rows] for name in TABLE}
         sink = io.BytesIO()
-        pq.write_table(table, sink)
+        pq.write_table(pa.table(columns, schema=pa.schema(TABLE)), sink, use_dictionary=_WORDS)
         return sink.getvalue()
     if row_format == "csv":
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(TABLE))
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(text)
+        writer.writerow(TABLE)
+        writer.writerows(map(itemgetter(*TABLE), rows))
         return text.getvalue().encode()
+    lines = map(to_json, rows)
     if row_format in LISTS:
-        return (json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n").encode()
-    encode = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder for each row
-    return "".join(encode(row) + "\n" for row in rows).encode()
+        return b"[\n" + b",\n".join(lines) + b"\n]\n"
+    return b"".join(line + b"\n" for line in lines)

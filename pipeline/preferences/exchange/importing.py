@@ -16,7 +16,7 @@ from pipeline.preferences.events import EventBody, NewEvent, Rating, Verdict
 from pipeline.preferences.exchange.reading import Said
 from pipeline.preferences.exchange.texts import Key, forms_of, keys_of
 from pipeline.preferences.items import Item
-from pipeline.preferences.labels import State
+from pipeline.preferences.labels import Answer, State
 
 MIRRORED: Mapping[str, Verdict] = {"first": "second", "second": "first"}
 
@@ -89,7 +89,7 @@ def events_of(said: Iterable[Said], matcher: Matcher, state: State, source: str,
             item, is_mirrored = match
             body = _body(one, item, name, source, is_mirrored=is_mirrored)
             answer = state.answers.get(name, {}).get(item)
-            before = new.get((name, item)) or (answer._asdict() if answer is not None else None)
+            before = new.get((name, item)) or (_answered(answer) if answer is not None else None)
             if before is None:
                 new[name, item] = {**body, "kind": one.kind}
                 events.append((one.kind, cast(EventBody, body)))
@@ -98,6 +98,11 @@ def events_of(said: Iterable[Said], matcher: Matcher, state: State, source: str,
             else:
                 counts["label that differs from the one there, which stays"] += 1
     return Import(events, counts)
+
+
+def _answered(answer: Answer) -> JsonObject:
+    """Return what `_compared` reads of an answer."""
+    return {"kind": answer.kind, "verdict": answer.verdict, "strength": answer.strength}
 
 
 def _compared(body: JsonObject, kind: str) -> JsonObject:

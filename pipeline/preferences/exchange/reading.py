@@ -137,6 +137,8 @@ def _details(row: Row) -> Details:
     Raises:
         ValueError: a flag or ratings are not those of an export.
     """
+    if not any(row.get(name) for name in Details._fields):  # as most rows
+        return Details()
     told = row.get("ratings") or {}
     ratings = json.loads(told) if isinstance(told, str) else told
     flag = row.get("flag") or None

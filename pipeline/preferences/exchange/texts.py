@@ -52,7 +52,9 @@ def readable(turns: Sequence[Turn]) -> str:
 
 def words(value: object) -> str:
     """Return the words of a text, of turns, or of JSON messages in a text, each parted by one space."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
+    if isinstance(value, str):
+        if not value.lstrip().startswith("[{"):
+            return " ".join(value.split())
         with contextlib.suppress(ValueError):
             value = json.loads(value)
     if isinstance(value, list | tuple) and all(isinstance(turn, dict) and "content" in turn for turn in value):
@@ -67,6 +69,7 @@ def forms_of(turns: Sequence[Turn]) -> frozenset[str]:
 
 def keys_of(item: Item) -> Iterable[Key]:
     """Return the keys under which an item is found, whichever tool wrote its texts."""
-    for form in (lambda turns: turns, text_of, readable):
+    is_plain = all(len(turns) == 1 for turns in (item.prompt, *item.responses))  # both texts are the same
+    for form in (lambda turns: turns, text_of) if is_plain else (lambda turns: turns, text_of, readable):
         prompt, first, second = (words(form(turns)) for turns in (item.prompt, *item.responses))
         yield prompt, frozenset((first, second))

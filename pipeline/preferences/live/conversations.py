@@ -18,7 +18,8 @@ from pipeline.preferences.blinding import blinded_id, drawn, is_swapped
 from pipeline.preferences.details import Choice, details_body
 from pipeline.preferences.dimensions import Dimension, check_ratings
 from pipeline.preferences.events import EventBody, FlagKind, GoesOn, LedgerEvent, NewEvent, Verdict
-from pipeline.preferences.label_queue import LONGEST_REASON, guidelines_version
+from pipeline.preferences.guidelines import guidelines_version
+from pipeline.preferences.label_queue import LONGEST_REASON
 from pipeline.preferences.labels import VERDICTS, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.live.dialogues import PLACES, Dialogue, Dialogues, Exchange

@@ -15,6 +15,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.events import LedgerEvent
 from pipeline.preferences.gate import Answers, Given, Nothing
+from pipeline.preferences.items import Item
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch
 from pipeline.preferences.lead import ITEMS_AT_ONCE, Decide, LeadApi
@@ -43,6 +44,8 @@ class LiveFigures(LeadFigures):
 
     def __init__(self, labels: int, ledger: Ledger) -> None:
         super().__init__(Batch((), total=labels), ledger)
+        self._items: dict[str, Item] = {}
+        self.items = self._items
         self._dialogues = Dialogues()
         self._live_lists: dict[LiveListing, list[str]] = {}
 
@@ -59,7 +62,7 @@ class LiveFigures(LeadFigures):
             self._dialogues.take([event])
             if event.kind == "answers" and event.body and not event.body.get("reason"):
                 dialogue = self._dialogues.by_id[event.body["dialogue"]]
-                self.items[event.body["item"]] = dialogue.item(dialogue.last)
+                self._items[event.body["item"]] = dialogue.item(dialogue.last)
 
     def _progress(self) -> dict[str, int]:
         answers = self._state.answers.values()
