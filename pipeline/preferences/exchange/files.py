@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.plain_data import JsonObject
+from pipeline.preferences.exchange.ranking_rows import NAMES
 
 LISTS = ("argilla", "label-studio")
 """Formats whose file is one JSON list."""
@@ -39,6 +40,17 @@ TABLE = {
 }
 """Columns of a table of labels."""
 
+_OF_PAIRS = {"response_a", "response_b", "verdict", "strength", "left", "edit", "ratings"}
+RANKING_TABLE = {
+    "item": pa.string(),
+    "prompt": pa.string(),
+    **dict.fromkeys(NAMES, pa.string()),
+    "ranking": pa.string(),
+    "shown": pa.string(),
+    **{name: kind for name, kind in TABLE.items() if name not in {"item", "prompt", *_OF_PAIRS}},
+}
+"""Columns of a table of rankings."""
+
 
 def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
     """Return rows as the content of a file.
@@ -47,14 +59,15 @@ def content_of(rows: Sequence[JsonObject], row_format: str) -> bytes:
         rows: rows of one format.
         row_format: name of the format, one of `pipeline.preferences.exchange.export.FORMATS`.
     """
+    columns = RANKING_TABLE if rows and "ranking" in rows[0] else TABLE
     if row_format == "parquet":
-        table = pa.Table.from_pylist(list(rows), schema=pa.schema(TABLE))
+        table = pa.Table.from_pylist(list(rows), schema=pa.schema(columns))
         sink = io.BytesIO()
         pq.write_table(table, sink)
         return sink.getvalue()
     if row_format == "csv":
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(TABLE))
+        writer = csv.DictWriter(text, list(columns))
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue().encode()

@@ -68,5 +68,5 @@ def forms_of(turns: Sequence[Turn]) -> frozenset[str]:
 def keys_of(item: Item) -> Iterable[Key]:
     """Return the keys under which an item is found, whichever tool wrote its texts."""
     for form in (lambda turns: turns, text_of, readable):
-        prompt, first, second = (words(form(turns)) for turns in (item.prompt, *item.responses))
-        yield prompt, frozenset((first, second))
+        prompt, *responses = (words(form(turns)) for turns in (item.prompt, *item.responses))
+        yield prompt, frozenset(responses)
