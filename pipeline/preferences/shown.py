@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-<<<<<<< ours
-from pipeline.preferences.blinding import blinded_id
-from pipeline.preferences.items import Item, Turns
-||||||| base
-from pipeline.preferences.blinding import blinded_id
-from pipeline.preferences.items import Item, Turns, content_of
-=======
 from pipeline.preferences.blinding import blinded_id, shown_order
-from pipeline.preferences.items import Item, Turns, content_of
->>>>>>> theirs
+from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.probes import is_swapped
 from pipeline.records.shapes.turns import content_of
 

@@ -1,14 +1,8 @@
 // The page of a lead: how far and how fast it goes, who labels with care, and the pairs that need a decision.
 // Prompts and answers are rendered as on the page of pairs; everything else that people wrote is text, never markup.
 
-<<<<<<< ours
 import { keyOf, KEYS, STRENGTHS } from "./choices.js";
-||||||| base
-import { KEYS, STRENGTHS } from "./choices.js";
-=======
-import { KEYS, STRENGTHS } from "./choices.js";
 import { inWords, paintRanks, showAnswers, takesRank, tiersOf, writeAnswers } from "./ranking.js";
->>>>>>> theirs
 import { showTurns } from "./rendering.js";
 import { once, Refused, token, whyNot } from "./requests.js";
 
@@ -425,28 +419,12 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (event.target.closest("input, table, [role=tablist]")) return;
-<<<<<<< ours
   const key = keyOf(event);
-  const does = { j: () => step(1), k: () => step(-1) }[key] ?? (at("panel").contains(event.target) && !isLive && KEYS[key] && (() => choose(KEYS[key])));
-||||||| base
-  const key = event.key.toLowerCase();
-  const does = { j: () => step(1), k: () => step(-1) }[key] ?? (at("panel").contains(event.target) && !isLive && KEYS[key] && (() => choose(KEYS[key])));
-=======
-  const key = event.key.toLowerCase();
   const does = { j: () => step(1), k: () => step(-1) }[key] ?? (at("panel").contains(event.target) && !isLive && !isRanked && KEYS[key] && (() => choose(KEYS[key])));
->>>>>>> theirs
   if (does) {
     event.preventDefault();
-<<<<<<< ours
     if (!event.repeat) does();
-  } else if (key === "enter" && event.target === at("panel") && choice && !event.repeat) {
-||||||| base
-    does();
-  } else if (key === "enter" && event.target === at("panel") && choice) {
-=======
-    does();
-  } else if (key === "enter" && event.target === at("panel") && !at("save").disabled) {
->>>>>>> theirs
+  } else if (key === "enter" && event.target === at("panel") && !at("save").disabled && !event.repeat) {
     event.preventDefault();
     at("decide").requestSubmit();
   }

@@ -1,5 +1,6 @@
 // Ranks of the answers to one prompt: each answer has a row of numbers, 1 for the best; equal numbers are a tie.
 
+import { keyOf } from "./choices.js";
 import { showTurns } from "./rendering.js";
 
 const LETTERS = [..."ABCDEF"];
@@ -85,13 +86,15 @@ export function takesRank(where, event, ranks) {
   const here = all.findIndex((article) => article.contains(event.target));
   const step = !event.shiftKey && { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   const unranked = (from) => all.findIndex((_, place) => place >= from && !ranks[place]);
+  if (step && event.target.matches?.(".text [tabindex]")) return false; // a box that scrolls
   if (step) {
     const next = here < 0 ? Math.max(unranked(0), 0) : Math.min(Math.max(here + step, 0), all.length - 1);
     focus(all[next]);
     return true;
   }
-  const number = Number(event.key);
+  const number = Number(keyOf(event));
   if (!(number >= 1 && number <= all.length)) return false;
+  if (event.repeat) return true; // a key that is held down acts once
   const place = here < 0 ? unranked(0) : here;
   if (place < 0) return true; // every answer has a rank: an arrow says which is meant
   group(all[place]).querySelectorAll("input")[number - 1].click();
