@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from waiting import until
 
 from pipeline.models.generate.engines.vllm import why_no_vllm
 from pipeline.models.save.artifact import save_model
@@ -89,6 +93,30 @@ def test_greedy_texts_are_those_of_our_own_decoding_for_each_checkpoint(
         assert len(set(_answers(ours, model))) > 1
     assert _answers(ours, "m1 (greedy)") != _answers(ours, "m2 (greedy)")
     assert _answers(theirs, "m1") != _answers(ours, "m1")  # other random numbers
+
+
+START = """
+import sys
+from pipeline.models.generate.engines.vllm import VLLMEngine, _children
+
+if __name__ == "__main__":
+    engine = VLLMEngine.of_checkpoint(sys.argv[1], device="cpu", longest=32, dtype="float32")
+    print("STARTED", *_children(), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_vllm_ends_with_the_stage_also_if_that_is_killed(models: list[ResolvedInput], tmp_path: Path) -> None:
+    (tmp_path / "start.py").write_text(START)
+    line = [sys.executable, str(tmp_path / "start.py"), models[0].path]
+    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = next(line for line in process.stdout if line.startswith("STARTED"))
+    started = [int(word) for word in said.split()[1:]]
+    assert started
+    process.kill()
+    process.wait()
+    until(lambda: not any(psutil.pid_exists(one) for one in started), "the end of all")
 
 
 def test_samples_are_kept_and_have_log_probabilities_and_numbers_of_their_own(

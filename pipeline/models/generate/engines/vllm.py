@@ -12,12 +12,15 @@ Reference: Kwon et al. 2023, arXiv:2309.06180.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -41,6 +44,15 @@ CPU_SETTINGS = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer uses the same threads
 }
 """Default environment of vLLM on a CPU; variables that the user has set are kept."""
+
+_WATCH = """
+import contextlib, os, signal, sys
+
+sys.stdin.read()  # ends with the process that has the other end
+for process in sys.argv[1:]:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(process), signal.SIGKILL)
+"""
 
 
 def why_no_vllm(device_type: str, *, is_quantized: bool = False) -> str:
@@ -108,6 +120,7 @@ class VLLMEngine:
             os.environ.setdefault(name, value)
         from vllm import LLM, SamplingParams  # optional extra `vllm`
 
+        before = _children()
         with _environment(environment), _explained_errors(follows):
             self.llm = LLM(
                 **options,
@@ -116,6 +129,7 @@ class VLLMEngine:
                 skip_tokenizer_init=True,  # prompts and responses are token ids
                 disable_log_stats=True,
             )
+        self._watcher = None if follows else _watcher(_children() - before)
         self._parameters = SamplingParams
         self.follows, self.sleeps = follows, on_gpu and follows
         if self.sleeps:
@@ -210,6 +224,9 @@ class VLLMEngine:
     def close(self) -> None:
         """End the process of a checkpoint's vLLM, and so free its memory."""
         self.llm.llm_engine.engine_core.shutdown()
+        if self._watcher is not None:
+            self._watcher.kill()
+            self._watcher.wait()
 
     def _copy_weights(self, model: PreTrainedModel | PeftModel) -> None:
         """Copy the weights into vLLM, which converts them to the layout of its kernels as when loading a checkpoint."""
@@ -218,6 +235,17 @@ class VLLMEngine:
         runner = self.llm.llm_engine.model_executor.driver_worker.model_runner
         runner.reload_weights(weights_iterator=plain_weights(model))
         self.llm.reset_prefix_cache()
+
+
+def _children() -> set[int]:
+    """Return the process ids of all descendants of this process."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def _watcher(processes: set[int]) -> subprocess.Popen[bytes]:
+    """Start a process that kills others once this one has ended, however it did: vLLM's would stay if it was killed."""
+    line = [sys.executable, "-c", _WATCH, *map(str, sorted(processes))]
+    return subprocess.Popen(line, stdin=subprocess.PIPE, start_new_session=True)
 
 
 @contextmanager
