@@ -8,21 +8,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from pipeline.cli.collection import Collection, check_url, link
+from pipeline.cli.collection import Collection, LiveModels, check_url, link
 from pipeline.cli.terminal import print_line
+from pipeline.endpoints.answers import AnswerSampling
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.preferences.app import Live
 from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Person
-from pipeline.preferences.live.answering import Answering
+from pipeline.preferences.live.answering import Answering, Responder
 from pipeline.preferences.live.api import LiveApi
 from pipeline.preferences.live.conversations import Conversations, Rules
 from pipeline.preferences.live.lead import LiveLeadApi
+from pipeline.preferences.live.servers import JoinedResponder, ServerResponder
 from pipeline.preferences.people import NOUNS, check_name, plain_name
 from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
+from pipeline.stages.collect.config import ledger_names
 
 
 def open_app(
@@ -60,7 +63,7 @@ def open_app(
     progress = queue.progress()
     pairs = counted(len(collection.batch.items), "pair")
     if collection.live:
-        pairs = f"dialogues with {listed([model.ref for model in collection.live.models])}"
+        pairs = f"dialogues with {listed(collection.live.names)}"
     print(f"{collection.name}: {progress['done']} of {counted(progress['wanted'], 'label')}, {pairs}")
     for name in invited:
         print(f"{name}: {link(address, queue.invite(name, roles[name]), roles[name])}")
@@ -136,18 +139,32 @@ def _live(collection: Collection) -> LiveApi | None:
     live = collection.live
     if live is None:
         return None
-    from pipeline.stages.collect.responder import CheckpointResponder  # torch takes seconds, and pairs need none
-
-    responder = CheckpointResponder(
-        live.models, live.settings, live.compute, print_line, trust_remote_code=live.trust_remote_code
-    )
-    names = [f"{model.ref} {model.fingerprint[:12]}" for model in live.models]
+    names = ledger_names(live.models, live.endpoints)
     told = (collection.guidelines, collection.dimensions)
     rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, *told)
     conversations = Conversations(collection.ledger, rules)
-    answering = Answering(conversations, responder)
+    answering = Answering(conversations, _responder(live))
     answering.start()
     return LiveApi(conversations, answering)
+
+
+def _responder(live: LiveModels) -> Responder:
+    """Return what answers in dialogues: checkpoints, which are loaded, and models behind servers.
+
+    Raises:
+        PipelineError: a checkpoint cannot be loaded, or this machine lacks what it takes to ask a server.
+    """
+    talk = live.settings
+    servers = None
+    if live.endpoints:
+        servers = ServerResponder(live.endpoints, AnswerSampling(talk.temperature, talk.max_new_tokens, talk.top_p))
+        if not live.models:
+            return servers
+    from pipeline.stages.collect.responder import CheckpointResponder  # torch takes seconds, and pairs need none
+
+    trusted = live.trust_remote_code
+    checkpoints = CheckpointResponder(live.models, talk, live.compute, print_line, trust_remote_code=trusted)
+    return checkpoints if servers is None else JoinedResponder(checkpoints, len(live.models), servers)
 
 
 def _warn(queue: LabelQueue, stage: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 
+from pipeline.endpoints.answers import AnswerEndpoint
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences import need
@@ -21,7 +22,7 @@ from pipeline.preferences.rating_rows import rating_rows
 from pipeline.preferences.stored_items import ids_of
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.collect.aggregation import decision_by
-from pipeline.stages.collect.config import Config, ledger_url
+from pipeline.stages.collect.config import Config, ledger_names, ledger_url
 
 FILE = "preferences.jsonl"
 """File of the artifact with the rows to train on."""
@@ -32,7 +33,7 @@ RATINGS = "ratings.jsonl"
 
 def _batch(ctx: StageContext, config: Config, events: Sequence[LedgerEvent]) -> Batch:
     """Return the pairs of the data, or those that the models made in the dialogues so far."""
-    if config.models:
+    if config.is_live:
         return Batch(Dialogues().take(events).items(), total=config.talk.labels)
     rows = ctx.load_rows("data")
     pairs, alone = pairs_to_label(rows, config, ctx.seed)
@@ -90,8 +91,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     alpha = krippendorff_alpha(verdict_NA)
     if alpha is not None:
         metrics["krippendorff_alpha"] = alpha
-    if config.models:
-        metrics |= _preferred(ctx, events, state.dropped)
+    if config.is_live:
+        metrics |= _preferred(ctx, config.endpoints, events, state.dropped)
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
     note_head(store, ledger.batch, state.number, state.head, ledger.url)
     name = ledger_name(ledger.url, store)
@@ -112,10 +113,15 @@ def _beside(items: Sequence[Item], state: State) -> dict[str, float]:
     return {"skipped": float(kinds["skip"]), "flagged": float(kinds["flag"]), "adjudicated": float(adjudicated)}
 
 
-def _preferred(ctx: StageContext, events: Sequence[LedgerEvent], dropped: Container[str]) -> dict[str, float]:
+def _preferred(
+    ctx: StageContext,
+    endpoints: Mapping[str, AnswerEndpoint],
+    events: Sequence[LedgerEvent],
+    dropped: Container[str],
+) -> dict[str, float]:
     """Return in which share of the preferences of live dialogues each model won; say which are not of this recipe."""
     counts = Dialogues().take(events).preferred(dropped)
-    named = {f"{source.ref} {source.fingerprint[:12]}" for source in ctx.inputs["models"]}
+    named = set(ledger_names(ctx.inputs.get("models", []), endpoints))
     older = sorted(counts.keys() - named)
     if older:
         ctx.note(
