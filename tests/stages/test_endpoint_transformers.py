@@ -11,8 +11,6 @@ import pytest
 import torch
 from model_server import served
 
-from pipeline.endpoints.answers import answers_cache
-
 pytest.importorskip("fastapi", reason="`transformers serve` needs fastapi, of the extra `test`")
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("serve")]
@@ -75,6 +73,10 @@ def test_it_answers_beside_two_checkpoints_and_one_more_asks_it_nothing(
             assert 0 < one["tokens"] <= 8 and one["finish_reason"] in ("eos", "max_new_tokens")
     assert any(_of(row, "server") for row in rows)
     assert "server: the server gives no log-probabilities; they are null" in ran.notes
+    greedy = "server: its answers to a prompt are all the same, so the server does not sample"
+    assert any(
+        note.startswith(greedy) for note in ran.notes
+    )  # the checkpoint's generation_config.json does not ask for it
     assert ran.outcome.runtime_report["endpoints"]["server"] == {"calls_sent": 12, "cached": 0}
     more = stage("sample", "base", "sft", "dpo", n=2, limit=6, endpoints=endpoints, log_probabilities=True)
     assert "endpoints" not in more.outcome.runtime_report  # all are cached, so it is not asked
@@ -134,21 +136,21 @@ def test_a_server_as_baseline(stage: Callable[..., Any], chain: Any, url: str, t
 def test_a_server_that_is_stopped_midway_is_asked_for_the_rest_by_the_next_run(
     stage: Callable[..., Any], chain: Any, tmp_path: Path
 ) -> None:
-    """It ends in the bytes of a run that nothing disturbed: the random numbers are those of the seeds."""
     folder = chain["dpo"].path
+    samples = {**json.loads((folder / "generation_config.json").read_text()), "do_sample": True}
+    more = {"parallel": 1, "attempts": 1, "parameters": {"generation_config": json.dumps(samples)}}
     with served(folder, tmp_path / "first") as url:
-        endpoints = {"server": _served(url, chain, parallel=1, attempts=1)}
-        half = stage("sample", n=2, limit=4, endpoints=endpoints)
+        endpoints = {"server": _served(url, chain, **more)}
+        half = stage("sample", n=2, limit=4, temperatures=[2.0], endpoints=endpoints)
     asked = half.outcome.runtime_report["endpoints"]["server"]["calls_sent"]
     assert asked == 8
-    endpoints = {"server": _served(url, chain, parallel=1, attempts=1)}
-    gone = stage("sample", n=3, limit=4, endpoints=endpoints, expect="failed")
-    assert "4 of 12 answers failed" in str(gone.outcome.problems[0]) or "no connection" in str(gone.outcome.problems[0])
+    endpoints = {"server": _served(url, chain, **more)}
+    gone = stage("sample", n=3, limit=4, temperatures=[2.0], endpoints=endpoints, expect="failed")
+    problem = str(gone.outcome.problems[0])
+    assert "server: 4 of 12 answers failed" in problem and "no connection" in problem
     with served(folder, tmp_path / "second") as url:
-        endpoints = {"server": _served(url, chain)}
-        whole = stage("sample", n=3, limit=4, endpoints=endpoints)
+        endpoints = {"server": _served(url, chain, **more)}
+        whole = stage("sample", n=3, limit=4, temperatures=[2.0], endpoints=endpoints)
     assert whole.outcome.runtime_report["endpoints"]["server"] == {"calls_sent": 4, "cached": 8}
-    assert (tmp_path / "store" / ".endpoints" / "replies.db").is_file()
-    assert answers_cache(tmp_path / "store").file.is_file()
     for one, three in zip(_rows(half), _rows(whole), strict=True):
         assert set(_of(one, "server")) <= set(_of(three, "server"))
