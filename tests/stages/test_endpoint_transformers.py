@@ -74,9 +74,7 @@ def test_it_answers_beside_two_checkpoints_and_one_more_asks_it_nothing(
     assert any(_of(row, "server") for row in rows)
     assert "server: the server gives no log-probabilities; they are null" in ran.notes
     greedy = "server: its answers to a prompt are all the same, so the server does not sample"
-    assert any(
-        note.startswith(greedy) for note in ran.notes
-    )
+    assert any(note.startswith(greedy) for note in ran.notes)
     assert ran.outcome.runtime_report["endpoints"]["server"] == {"calls_sent": 12, "cached": 0}
     more = stage("sample", "base", "sft", "dpo", n=2, limit=6, endpoints=endpoints, log_probabilities=True)
     assert "endpoints" not in more.outcome.runtime_report  # all are cached, so it is not asked
