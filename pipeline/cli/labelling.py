@@ -17,7 +17,7 @@ from pipeline.preferences.events import Role
 from pipeline.preferences.gate import Hosts
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Person
-from pipeline.preferences.live.answering import Answering, Responder
+from pipeline.preferences.live.answering import Answering
 from pipeline.preferences.live.api import LiveApi
 from pipeline.preferences.live.conversations import Conversations, Rules
 from pipeline.preferences.live.lead import LiveLeadApi
@@ -143,28 +143,30 @@ def _live(collection: Collection) -> LiveApi | None:
     told = (collection.guidelines, collection.dimensions)
     rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, *told)
     conversations = Conversations(collection.ledger, rules)
-    answering = Answering(conversations, _responder(live))
+    answering = _answering(live, conversations)
     answering.start()
     return LiveApi(conversations, answering)
 
 
-def _responder(live: LiveModels) -> Responder:
+def _answering(live: LiveModels, conversations: Conversations) -> Answering:
     """Return what answers in dialogues: checkpoints, which are loaded, and models behind servers.
 
     Raises:
         PipelineError: a checkpoint cannot be loaded, or this machine lacks what it takes to ask a server.
     """
-    talk = live.settings
-    servers = None
+    talk, count = live.settings, len(live.models)
     if live.endpoints:
         servers = ServerResponder(live.endpoints, AnswerSampling(talk.temperature, talk.max_new_tokens, talk.top_p))
+        places = range(count, count + len(live.endpoints))
         if not live.models:
-            return servers
+            return Answering(conversations, servers, places, servers.close)
     from pipeline.stages.collect.responder import CheckpointResponder  # torch takes seconds, and pairs need none
 
     trusted = live.trust_remote_code
     checkpoints = CheckpointResponder(live.models, talk, live.compute, print_line, trust_remote_code=trusted)
-    return checkpoints if servers is None else JoinedResponder(checkpoints, len(live.models), servers)
+    if not live.endpoints:
+        return Answering(conversations, checkpoints)
+    return Answering(conversations, JoinedResponder(checkpoints, count, servers), places, servers.close)
 
 
 def _warn(queue: LabelQueue, stage: str) -> None:

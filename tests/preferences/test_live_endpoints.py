@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -219,6 +220,42 @@ def test_what_is_taken_back_or_left_is_not_asked_again(
         _until(lambda: not running.is_asking_again("ada"))
     finally:
         running.stop()
+
+
+def test_dialogues_between_checkpoints_do_not_wait_for_a_server(tmp_path: Path) -> None:
+    """A server that never answers holds up the messages to it, and Ctrl-C does not wait for it either."""
+
+    class Named:
+        def answer(self, model: int, dialogues: Any, row_ids: Any, seed: int) -> list[str]:
+            return [f"it is {model}" for _ in dialogues]
+
+    ends = threading.Event()
+
+    def hang(text: str, times: int) -> Answer:
+        ends.wait(600)
+        return Answer("late")
+
+    ledger = Ledger(default_url(tmp_path), "labels")
+    LabelQueue(Batch(()), ledger)
+    conversations = Conversations(ledger, Rules(10, 9, ["one 1", "two 2", "big 3"]))
+    with JudgeServer(hang).running() as server:
+        endpoints = {"big": AnswerEndpoint.model_validate({"url": server.url, "model": "m", "timeout_s": 600})}
+        servers = ServerResponder(endpoints, AnswerSampling(1.0, 6))
+        running = Answering(conversations, JoinedResponder(Named(), 2, servers), range(2, 3), servers.close)
+        running.start()
+        try:
+            for name in map(str, range(16)):  # one message of three is to the two checkpoints
+                conversations.open(name)
+                conversations.say(name, "hello")
+            alone = {one.annotator for one in conversations.asked() if 2 not in one.models}
+            running.wake()
+            _until(lambda: bool(server.asked) and {one.annotator for one in conversations.asked()}.isdisjoint(alone))
+            phases = {conversations.shown(str(name))["phase"] for name in range(16)}
+            assert phases == {"choose", "answering"}
+        finally:
+            running.stop()  # while the server still hangs
+        ends.set()
+    ledger.close()
 
 
 def test_the_budget_of_a_server_is_that_of_the_app(conversations: Conversations, models: Models) -> None:

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -74,70 +74,102 @@ class Responder(Protocol):
 
 
 class Answering:
-    """The thread in which models answer.
+    """The threads in which models answer: one, and one more for messages to models behind servers.
+
+    So a server that does not answer holds up no dialogue between checkpoints.
 
     Args:
         conversations: dialogues that wait for answers.
         responder: the models.
+        servers: places of the models behind servers.
+        close: has nothing wait for calls to servers under way.
     """
 
-    def __init__(self, conversations: Conversations, responder: Responder) -> None:
-        self.conversations, self.responder = conversations, responder
-        self._wanted, self._stopped = threading.Event(), False
-        self._put_off: dict[str, _PutOff] = {}
-        self._thread = threading.Thread(target=self._run, name="answering", daemon=True)
+    def __init__(
+        self,
+        conversations: Conversations,
+        responder: Responder,
+        servers: Container[int] = (),
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        def has_server(asked: Asked) -> bool:
+            return any(model in servers for model in asked.models)
+
+        self._close = close
+        self._threads = [
+            _Thread(conversations, responder, lambda asked: not has_server(asked)),
+            *([_Thread(conversations, responder, has_server)] if servers else []),
+        ]
 
     def start(self) -> None:
-        """Start the thread; it answers what was left unanswered first."""
-        self._wanted.set()
-        self._thread.start()
+        """Start; what was left unanswered is answered first."""
+        for thread in self._threads:
+            thread.start()
 
     def wake(self) -> None:
-        """Have the thread look for messages."""
-        self._wanted.set()
+        """Have the threads look for messages."""
+        for thread in self._threads:
+            thread.wanted.set()
 
     def stop(self) -> None:
-        """End the thread after the answers that it is at."""
-        self._stopped = True
-        self._wanted.set()
-        self._thread.join()
+        """End after the answers under way; calls to servers are given up."""
+        for thread in self._threads:
+            thread.is_stopped = True
+            thread.wanted.set()
+        self._close()
+        for thread in self._threads:
+            thread.join()
 
     def is_asking_again(self, annotator: str) -> bool:
         """Return whether a person's message is asked again because a model could not answer it."""
-        return any(one.annotator == annotator for one in list(self._put_off.values()))
+        return any(one.annotator == annotator for thread in self._threads for one in thread.put_off.values())
 
-    def _run(self) -> None:
-        while not self._stopped:
-            due_s = min((one.due_s for one in self._put_off.values()), default=None)
-            self._wanted.wait(None if due_s is None else max(0.0, due_s - time.monotonic()))
-            self._wanted.clear()
+
+class _Thread(threading.Thread):
+    """A thread in which models answer the messages that it takes."""
+
+    def __init__(self, conversations: Conversations, responder: Responder, takes: Callable[[Asked], bool]) -> None:
+        super().__init__(name="answering", daemon=True)
+        self.conversations, self.responder, self.takes = conversations, responder, takes
+        self.wanted, self.is_stopped = threading.Event(), False
+        self.wanted.set()
+        self.put_off: dict[str, _PutOff] = {}  # replaced and never changed: other threads read it
+
+    def run(self) -> None:
+        """Answer until the thread is stopped."""
+        while not self.is_stopped:
+            due_s = min((one.due_s for one in self.put_off.values()), default=None)
+            self.wanted.wait(None if due_s is None else max(0.0, due_s - time.monotonic()))
+            self.wanted.clear()
             try:
-                while not self._stopped and (asked := self._due()):
-                    self._ask_later(asked, answer_all(self.conversations, self.responder, asked))
+                while not self.is_stopped and (asked := self._due()):
+                    later = answer_all(self.conversations, self.responder, asked)
+                    if not self.is_stopped:
+                        self._ask_later(asked, later)
             except Exception:  # of the ledger: what waits goes on waiting, and the thread has to live
                 LOG.exception("answers could not be recorded; they are asked for again")
                 threading.Event().wait(PAUSE_S)
-                self._wanted.set()
+                self.wanted.set()
 
     def _due(self) -> list[Asked]:
         """Return the messages to ask now."""
-        asked, now = self.conversations.asked(), time.monotonic()
+        asked, now = list(filter(self.takes, self.conversations.asked())), time.monotonic()
         waiting = {one.item for one in asked}
-        self._put_off = {item: one for item, one in self._put_off.items() if item in waiting}
-        return [one for one in asked if one.item not in self._put_off or self._put_off[one.item].due_s <= now]
+        self.put_off = {item: one for item, one in self.put_off.items() if item in waiting}
+        return [one for one in asked if one.item not in self.put_off or self.put_off[one.item].due_s <= now]
 
     def _ask_later(self, asked: Sequence[Asked], later: Sequence[Asked]) -> None:
         """Put messages off, each time for longer; end the dialogue of one that was asked too often."""
         items = {one.item for one in asked}
-        before = {item: one.times for item, one in self._put_off.items() if item in items}
-        kept = {item: one for item, one in self._put_off.items() if item not in items}
+        before = {item: one.times for item, one in self.put_off.items() if item in items}
+        kept = {item: one for item, one in self.put_off.items() if item not in items}
         for one in later:
             times = before.get(one.item, 0) + 1
             if times >= ROUNDS:
                 self.conversations.end(one, "failed")
             else:
                 kept[one.item] = _PutOff(one.annotator, times, time.monotonic() + PAUSE_S * 2 ** (times - 1))
-        self._put_off = kept
+        self.put_off = kept
 
 
 def answer_all(conversations: Conversations, responder: Responder, asked: Sequence[Asked]) -> list[Asked]:

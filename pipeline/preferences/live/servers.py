@@ -6,14 +6,15 @@ A reply is not cached: the ledger keeps what was said. An attempt that failed is
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.endpoints.answers import AnswerEndpoint, AnswerSampling, answer_request, seed_of, where_of
-from pipeline.endpoints.asking import Budget, FailedCallError, Server
+from pipeline.endpoints.asking import LOOK_EVERY_S, Budget, FailedCallError, Server
 from pipeline.endpoints.connection import connect
 from pipeline.preferences.live.answering import LATER, Later, Responder
 from pipeline.records.shapes.turns import Turn
@@ -47,6 +48,10 @@ class ServerResponder:
         budget = Budget(endpoint.max_calls, endpoint.max_tokens_total, where_of(name))
         return _Connected(name, once, connect(once, where_of(name), budget, self._stopped, lambda told: told.text))
 
+    def close(self) -> None:
+        """Wait for no call any more; one under way ends with the process."""
+        self._stopped.set()
+
     def answer(
         self, model: int, dialogues: Sequence[Sequence[Turn]], row_ids: Sequence[int], seed: int
     ) -> list[str | Later | None]:
@@ -61,8 +66,38 @@ class ServerResponder:
                 LOG.warning("%s gave no answer (%s); it is asked again", where_of(name), error)
                 return LATER
 
-        with ThreadPoolExecutor(endpoint.parallel) as threads:
-            return list(threads.map(ask, dialogues, row_ids))
+        return self._all(list(zip(dialogues, row_ids, strict=True)), ask, endpoint.parallel)
+
+    def _all(
+        self,
+        asked: Sequence[tuple[Sequence[Turn], int]],
+        ask: Callable[[Sequence[Turn], int], str | Later],
+        parallel: int,
+    ) -> list[str | Later | None]:
+        """Ask in threads that end with the process: a call without an end holds nothing up."""
+        waiting, done = queue.SimpleQueue[int](), queue.SimpleQueue[tuple[int, str | Later | Exception]]()
+        for place in range(len(asked)):
+            waiting.put(place)
+
+        def work() -> None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    place = waiting.get_nowait()
+                    try:
+                        done.put((place, ask(*asked[place])))
+                    except Exception as error:  # raised again in the thread that waits
+                        done.put((place, error))
+
+        for _ in range(min(parallel, len(asked))):
+            threading.Thread(target=work, name="calls", daemon=True).start()
+        answers: dict[int, str | Later] = {}
+        while len(answers) < len(asked) and not self._stopped.is_set():
+            with contextlib.suppress(queue.Empty):
+                place, answer = done.get(timeout=LOOK_EVERY_S)
+                if isinstance(answer, Exception):
+                    raise answer
+                answers[place] = answer
+        return [answers.get(place, LATER) for place in range(len(asked))]
 
 
 class JoinedResponder:
@@ -76,11 +111,13 @@ class JoinedResponder:
 
     def __init__(self, checkpoints: Responder, count: int, servers: Responder) -> None:
         self._checkpoints, self._count, self._servers = checkpoints, count, servers
+        self._turn = threading.Lock()
 
     def answer(
         self, model: int, dialogues: Sequence[Sequence[Turn]], row_ids: Sequence[int], seed: int
     ) -> Sequence[str | Later | None]:
         """Return an answer of a checkpoint or of a model behind a server to each dialogue."""
         if model < self._count:
-            return self._checkpoints.answer(model, dialogues, row_ids, seed)
+            with self._turn:  # of the two threads that answer
+                return self._checkpoints.answer(model, dialogues, row_ids, seed)
         return self._servers.answer(model - self._count, dialogues, row_ids, seed)
