@@ -77,13 +77,14 @@ SLOW = {
     "sampling_processes sequence "
     "tensor tp_replicas trunk_processes zero3 zero_bytes",
     "preferences": "accessibility app browser browser_details collect_stage dimensions live_app live_browser "
-    "never_stuck other_sites ranking_browser ranking_stage rendering security",
+    "live_endpoints never_stuck other_sites ranking_browser ranking_stage rendering security",
     "recipes": "real_recipes",
     "rl": "ppo_resume processes sampling_law sharded_steps trainer",
     "recipe": "trainer_fields",
     "run": "check_tokens full_disk merge_chain merge_sources preflight run run_rounds signals",
-    "stages": "every_field judge_transformers new_kind stage_dpo stage_judge stage_kto stage_merge stage_on_policy "
-    "stage_ppo stage_reward stage_sft stages_templates written_models",
+    "stages": "endpoint_transformers every_field judge_transformers new_kind sample_endpoints "
+    "stage_dpo stage_judge stage_kto stage_merge stage_on_policy stage_ppo stage_reward stage_sft "
+    "stages_templates written_models",
     "training": "audit best sampling_engines vllm_sampler",
 }
 """Files whose tests train, start processes or wait, by folder: `make test-fast` leaves them out."""

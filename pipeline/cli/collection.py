@@ -6,7 +6,7 @@ Needs the libraries of the optional extra `collect`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +19,7 @@ from pipeline.cli.display import labels as display
 from pipeline.cli.display.annotators import statistics
 from pipeline.cli.survey import RecipeOptions, survey_of
 from pipeline.cli.terminal import print_line
+from pipeline.endpoints.answers import AnswerEndpoint
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
 from pipeline.kind.compute import ComputeSettings
 from pipeline.machine.disk import writing
@@ -58,6 +59,7 @@ class LiveModels:
 
     Attributes:
         models: the checkpoints.
+        endpoints: the models behind servers, by name.
         settings: how people talk with them.
         openings: conversations to begin with.
         compute: device, precision and threads.
@@ -65,10 +67,16 @@ class LiveModels:
     """
 
     models: Sequence[ResolvedInput]
+    endpoints: Mapping[str, AnswerEndpoint]
     settings: Live
     openings: Sequence[Sequence[Turn]]
     compute: ComputeSettings
     trust_remote_code: bool
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the models for the person who opens the app."""
+        return [*(model.ref for model in self.models), *sorted(self.endpoints)]
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
     assert isinstance(config, Config)
     store, guidelines = artifact_store.root, config.guidelines
     label_ledger = Ledger(ledger or ledger_url(config, store), config.batch or stage)
-    if config.models:
+    if config.is_live:
         live = _live_models(plan, planned[stage], config, options.recipe)
         batch = Batch((), total=config.talk.labels)
         opened = Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, config.dimensions, live)
@@ -196,7 +204,7 @@ def _live_models(plan: Plan, planned: PlannedStage, config: Config, recipe: Path
     Raises:
         PipelineError: a model or the openings are of a stage that has not run.
     """
-    inputs = planned.inputs["models"]
+    inputs = planned.inputs.get("models", [])
     missing = [one.name for one in inputs if one.artifact is None and not one.external]
     if missing:
         remedy = f"trueup run {recipe} --until {planned.spec.name}"
@@ -213,7 +221,7 @@ def _live_models(plan: Plan, planned: PlannedStage, config: Config, recipe: Path
         rows = _rows(plan, planned, "openings", recipe)
         openings = [row["prompt"] for row in (*rows.train, *rows.held_out)]
     compute, trusted = planned.spec.compute.settings, plan.recipe.trust_remote_code
-    return LiveModels(models, config.talk, openings, compute, trusted)
+    return LiveModels(models, config.endpoints, config.talk, openings, compute, trusted)
 
 
 def show_labels(collection: Collection, what: str, until: int | None, *, as_json: bool) -> None:

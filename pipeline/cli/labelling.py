@@ -9,8 +9,9 @@ import gc
 import sys
 from collections.abc import Mapping, Sequence
 
-from pipeline.cli.collection import Collection, check_url, link
+from pipeline.cli.collection import Collection, LiveModels, check_url, link
 from pipeline.cli.terminal import print_line
+from pipeline.endpoints.answers import AnswerSampling
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.machine.garbage import gc_paused
 from pipeline.preferences.app import Live
@@ -22,9 +23,11 @@ from pipeline.preferences.live.answering import Answering
 from pipeline.preferences.live.api import LiveApi
 from pipeline.preferences.live.conversations import Conversations, Rules
 from pipeline.preferences.live.lead import LiveLeadApi
+from pipeline.preferences.live.servers import JoinedResponder, ServerResponder
 from pipeline.preferences.people import NOUNS, check_name, plain_name
 from pipeline.preferences.probes import ProbePlan
 from pipeline.preferences.serving import listen, serve
+from pipeline.stages.collect.config import ledger_names
 
 
 def open_app(
@@ -64,7 +67,7 @@ def open_app(
     progress = queue.progress()
     pairs = counted(len(collection.batch.items), collection.batch.noun)
     if collection.live:
-        pairs = f"dialogues with {listed([model.ref for model in collection.live.models])}"
+        pairs = f"dialogues with {listed(collection.live.names)}"
     print(f"{collection.name}: {progress['done']} of {counted(progress['wanted'], 'label')}, {pairs}")
     for name in invited:
         print(f"{name}: {link(address, queue.invite(name, roles[name]), roles[name])}")
@@ -140,18 +143,34 @@ def _live(collection: Collection) -> LiveApi | None:
     live = collection.live
     if live is None:
         return None
-    from pipeline.stages.collect.responder import CheckpointResponder  # torch takes seconds, and pairs need none
-
-    responder = CheckpointResponder(
-        live.models, live.settings, live.compute, print_line, trust_remote_code=live.trust_remote_code
-    )
-    names = [f"{model.ref} {model.fingerprint[:12]}" for model in live.models]
+    names = ledger_names(live.models, live.endpoints)
     told = (collection.guidelines, collection.dimensions)
     rules = Rules(live.settings.labels, live.settings.turns, names, live.openings, *told)
     conversations = Conversations(collection.ledger, rules)
-    answering = Answering(conversations, responder)
+    answering = _answering(live, conversations)
     answering.start()
     return LiveApi(conversations, answering)
+
+
+def _answering(live: LiveModels, conversations: Conversations) -> Answering:
+    """Return what answers in dialogues: checkpoints, which are loaded, and models behind servers.
+
+    Raises:
+        PipelineError: a checkpoint cannot be loaded, or this machine lacks what it takes to ask a server.
+    """
+    talk, count = live.settings, len(live.models)
+    if live.endpoints:
+        servers = ServerResponder(live.endpoints, AnswerSampling(talk.temperature, talk.max_new_tokens, talk.top_p))
+        places = range(count, count + len(live.endpoints))
+        if not live.models:
+            return Answering(conversations, servers, places, servers.close)
+    from pipeline.stages.collect.responder import CheckpointResponder  # torch takes seconds, and pairs need none
+
+    trusted = live.trust_remote_code
+    checkpoints = CheckpointResponder(live.models, talk, live.compute, print_line, trust_remote_code=trusted)
+    if not live.endpoints:
+        return Answering(conversations, checkpoints)
+    return Answering(conversations, JoinedResponder(checkpoints, count, servers), places, servers.close)
 
 
 def _warn(queue: LabelQueue, stage: str) -> None:

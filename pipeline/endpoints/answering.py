@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -137,7 +137,20 @@ def ask_endpoints(ctx: StageContext, passes: Sequence[EndpointPass], rule: Rule)
         for place, request in zip(rule.places, one.requests, strict=True)
         if request.key in outcome.failures
     ]
-    return Answers([_answers(one, outcome.replies, rule.stop) for one in passes], failures, outcome.cached)
+    answers = [_answers(one, outcome.replies, rule.stop) for one in passes]
+    for name in _greedy(passes, answers):
+        remedy = "see its own settings, such as the model's generation_config.json"
+        ctx.note(f"{name}: its answers to a prompt are all the same, so the server does not sample ({remedy})")
+    return Answers(answers, failures, outcome.cached)
+
+
+def _greedy(passes: Sequence[EndpointPass], answers: Sequence[Sequence[EndpointAnswer | None]]) -> Iterator[str]:
+    """Yield the endpoints that were asked for several samples and gave the same one to every prompt."""
+    for name in dict.fromkeys(one.name for one in passes):
+        own = [a for one, a in zip(passes, answers, strict=True) if one.name == name and one.sampling.temperature]
+        texts = [{answer.text for answer in said if answer is not None} for said in zip(*own, strict=True)]
+        if len(own) > 1 and len(texts) > 2 and all(len(some) <= 1 for some in texts):
+            yield name
 
 
 def write_failures(file: Path, failures: Sequence[Failure]) -> None:

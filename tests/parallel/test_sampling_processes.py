@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judge_server import Answer, JudgeServer, last_text
 from waiting import until
 
 from pipeline.artifacts import Artifact, Store
@@ -108,6 +109,33 @@ def test_several_processes_sample_the_texts_of_one(
     assert together.manifest.runtime["processes"] > 1 == together.manifest.runtime["tensor_parallel"]
     assert _reused(alone) == _reused(together) == 0
     assert together.manifest.fingerprint == alone.manifest.fingerprint
+    assert _same_files(alone, together)
+
+
+def test_several_processes_ask_an_endpoint_once_for_all(
+    recipe: Path, tmp_path: Path, chain: Any, run: Callable[..., Any], call: Any
+) -> None:
+    """The first process asks, and all others wait for it; the artifact is that of one process."""
+    said = JudgeServer(
+        lambda text, times: Answer(f"it is {text} ."), lambda body: f"{last_text(body)} {body['seed'] % 10}"
+    )
+    with said.running() as server:
+        sets = tuple(
+            f"stages.candidates.{word}"
+            for word in (f"endpoints.big={{url: '{server.url}', model: m, parallel: 3}}", "models=[sft]", "limit=9")
+        )
+        alone = run("candidates", *sets)
+        asked = len(server.asked)
+        together = run("candidates", *sets, "compute.processes=3")
+        assert asked == len(server.asked) - asked == 9 * 2 * 2
+        full = ("stages.candidates.endpoints.big.max_calls=35", "compute.processes=3")
+        options = _options((*sets, *full))
+        store = _store(tmp_path / "full", chain)
+        over = call("run", recipe, "--store", store, "--only", "candidates", *options, cwd=recipe.parent)
+        assert over.returncode == 2 and "endpoints.big.max_calls is 35" in over.stderr
+        assert len(server.asked) == 2 * asked
+    assert together.manifest.fingerprint == alone.manifest.fingerprint
+    assert together.manifest.runtime["ran"]["endpoints"] == {"big": {"calls_sent": 36, "cached": 0}}
     assert _same_files(alone, together)
 
 

@@ -586,7 +586,7 @@ def test_choices_between_checkpoints_of_before_count_and_are_told(ledger: Ledger
     sources = [SimpleNamespace(ref=ref, fingerprint=letter * 64) for ref, letter in (("sft", "a"), ("dpo", "c"))]
     notes: list[str] = []
     context = cast(Any, SimpleNamespace(inputs={"models": sources}, note=notes.append))
-    shares = _preferred(context, ledger.events(), ())
+    shares = _preferred(context, {}, ledger.events(), ())
     assert shares.keys() == {"preferred/sft " + "a" * 12, "preferred/dpo " + "b" * 12} and sum(shares.values()) == 1
     assert notes == [
         f"people also talked with dpo {'b' * 12}, which the recipe does not name now: these choices count too"

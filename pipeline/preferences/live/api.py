@@ -97,4 +97,6 @@ class LiveApi:
         shown = self.conversations.shown(name)
         if shown["phase"] == "answering":
             self.answering.wake()  # it may be that another server recorded the message
+            if self.answering.is_asking_again(name):
+                shown["note"] = "again"
         return {**shown}

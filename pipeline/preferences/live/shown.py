@@ -19,7 +19,8 @@ class ShownDialogue(TypedDict):
         left: the answer on the left of the screen.
         right: the answer on its right.
         offered: message that the person may begin with.
-        note: why the last two answers are not compared: `equal` or `unfit`; else empty.
+        note: why the last two answers are not compared: `equal` or `unfit`; `again` while both models are asked again,
+            because one of them could not answer; else empty.
         over: why it is over: `turns`, `context`, `silent`, `failed`, `left`; empty while it goes on.
         left_messages: number of messages that the person may still send.
         progress: how far the batch is.

@@ -25,6 +25,7 @@ const OVER = {
 const NOTES = {
   equal: "Both answers were the same: nothing to compare.",
   unfit: "One of the answers could not be compared: it was empty, or gave its model away.",
+  again: "A model could not answer just now. It is asked again; you may wait, or begin a new dialogue.",
 };
 const DONE = {
   skip: () => "Skipped: the dialogue goes on with one of the two.",
@@ -146,7 +147,8 @@ function show(told) {
   const kept = (before?.turns ?? []).findIndex((one, i) => !isSame(one, told.turns[i]));
   while (kept >= 0 && at("dialogue").children.length > kept) at("dialogue").lastElementChild.remove();
   at("dialogue").append(...told.turns.slice(at("dialogue").children.length).map(turn)); // a screen reader reads what is new
-  const asked = { answering: "Both are answering…", choose: isChoice() ? "Both have answered. Which answer is better?" : "" };
+  const answering = told.note === "again" ? NOTES.again : "Both are answering…";
+  const asked = { answering, choose: isChoice() ? "Both have answered. Which answer is better?" : "" };
   at("waiting").textContent = asked[told.phase] ?? NOTES[told.note] ?? "";
   for (const id of ["pair", "choices", "submit", "skip", "flag", "comment", "strength", "note", "compared"]) at(id).hidden = !isChoice();
   at("raw").hidden = !told.turns.length;

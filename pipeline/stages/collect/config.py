@@ -13,7 +13,7 @@ stage (`file: candidates.jsonl`) are paired here. With `pair_choice: rank`, and 
 three to six answers.
 
 With `models` in place of `data`, people talk with two of these checkpoints at a time, choose an answer at each turn,
-and the dialogue goes on with it:
+and the dialogue goes on with it; models behind servers (`endpoints`) take part too:
 
       labels: {kind: labels, models: [sft, dpo], live: {labels: 200, turns: 4}}
 
@@ -26,17 +26,19 @@ which all pairs are learnt from).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipeline.endpoints.answers import AnswerEndpoint, Endpoints, endpoint_problems
 from pipeline.errors import Problem
 from pipeline.kind.traits import Packages, Reading, Traits
 from pipeline.preferences.anchors import default_url
 from pipeline.preferences.dimensions import Dimensions
 from pipeline.records.pair_choice import PairChoice
-from pipeline.stage import Data, Input, PerRound, Runtime, StageConfig, register_kind
+from pipeline.stage import Data, Input, PerRound, ResolvedInput, Runtime, StageConfig, register_kind
 
 
 class Live(StageConfig):
@@ -70,9 +72,10 @@ class Config(PairChoice):
     Attributes:
         data: pairs of answers to compare, or candidates to pair or rank (`PairChoice` says how).
         models: in place of `data`, checkpoints that people talk with, two at a time.
-        live: how they talk; for `models`.
-        openings: conversations to begin a dialogue with, in turn; for `models`. The last message is offered to the
-            person, the turns before it are part of the dialogue.
+        endpoints: models behind servers that people talk with too, by name; the app asks them, not the stage.
+        live: how they talk; for `models` and `endpoints`.
+        openings: conversations to begin a dialogue with, in turn; for `models` and `endpoints`. The last message is
+            offered to the person, the turns before it are part of the dialogue.
         labels_per_item: people who label each pair.
         overlap: share of the pairs that three people label, so that agreement can be measured.
         gold: pairs whose better answer is known, hidden among the others to see how people label; they make no rows.
@@ -88,6 +91,7 @@ class Config(PairChoice):
 
     data: Annotated[str | None, Data(("preference", "candidates"))] = None
     models: Annotated[list[str], Input(external=True)] = Field(default=[])
+    endpoints: Endpoints = Field(default={})
     live: Live | None = None
     openings: Annotated[str | None, Data("prompt")] = None
     labels_per_item: int = Field(default=1, ge=1)
@@ -103,8 +107,9 @@ class Config(PairChoice):
 
     def check(self) -> list[Problem]:
         """Return a problem if it is not either pairs or models, and for each field that the other one has."""
-        if bool(self.data) == bool(self.models):
-            statement = "data and models are both set" if self.data else "neither data nor models is set"
+        if bool(self.data) == self.is_live:
+            talked = "models" if self.models or not self.data else "endpoints"
+            statement = f"data and {talked} are both set" if self.data else "neither data nor models is set"
             expected = "`data`, pairs of answers to compare, or `models`, at least two checkpoints to talk with"
             return [Problem(statement, expected)]
         problems = super().check()
@@ -115,9 +120,13 @@ class Config(PairChoice):
             problems += self.ranking_problems() if self.pair_choice == "rank" else []
             fields = [name for name in ("live", "openings") if getattr(self, name) is not None]
             return problems + [Problem(f"{name} has no effect with data", "`models` to talk with") for name in fields]
-        if len(self.models) < 2 or len(set(self.models)) < len(self.models):
-            statement = "models names one twice" if len(self.models) > 1 else "models names one"
-            problems.append(Problem(statement, "two different checkpoints or more"))
+        is_twice = len(set(self.models)) < len(self.models)
+        if is_twice or len(self.models) + len(self.endpoints) < 2:
+            statement = (
+                "models names one twice" if is_twice else f"{'models' if self.models else 'endpoints'} names one"
+            )
+            problems.append(Problem(statement, "two different checkpoints or more, or an endpoint beside one"))
+        problems += endpoint_problems(self.endpoints, self.models)
         for name in (*_OF_PAIRS, *PairChoice.model_fields):
             if getattr(self, name) != type(self).model_fields[name].default:
                 is_choice = name in PairChoice.model_fields
@@ -133,6 +142,11 @@ class Config(PairChoice):
         return [Problem(f"{name} applies to pairs, and people rank groups here", "", remedy) for name in changed]
 
     @property
+    def is_live(self) -> bool:
+        """Whether people talk with models, and do not compare pairs of the data."""
+        return bool(self.models or self.endpoints)
+
+    @property
     def talk(self) -> Live:
         """How people talk with the models."""
         return self.live or Live()
@@ -141,6 +155,13 @@ class Config(PairChoice):
 def ledger_url(config: Config, store: Path) -> str:
     """Return the SQLAlchemy URL of the ledger."""
     return os.environ.get("TRUEUP_LEDGER") or config.ledger or default_url(store)
+
+
+def ledger_names(sources: Iterable[ResolvedInput], endpoints: Mapping[str, AnswerEndpoint]) -> list[str]:
+    """Return the names under which the ledger has the models of live dialogues: checkpoints, then endpoints."""
+    named = [(source.ref, source.fingerprint) for source in sources]
+    named += [(name, endpoint.fingerprint) for name, endpoint in sorted(endpoints.items())]
+    return [f"{name} {fingerprint[:12]}" for name, fingerprint in named]
 
 
 for _kind in ("labels", "collect"):  # the second is the older word

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from pipeline.endpoints.answers import AnswerEndpoint
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
 from pipeline.preferences import need
@@ -24,7 +25,7 @@ from pipeline.preferences.rating_rows import rating_rows
 from pipeline.preferences.stored_items import ids_of
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.collect.aggregation import aggregated
-from pipeline.stages.collect.config import Config, ledger_url
+from pipeline.stages.collect.config import Config, ledger_names, ledger_url
 
 FILE = "preferences.jsonl"
 """File of the artifact with the rows to train on."""
@@ -38,7 +39,7 @@ RANKINGS = "rankings.jsonl"
 
 def _batch(ctx: StageContext, config: Config, events: Sequence[LedgerEvent]) -> Batch:
     """Return the pairs or groups of the data, or the pairs that the models made in the dialogues so far."""
-    if config.models:
+    if config.is_live:
         return Batch(Dialogues().take(events).items(), total=config.talk.labels)
     rows = ctx.load_rows("data")
     items, left_out, alone, is_ranked = items_to_label(rows, config, ctx.seed)
@@ -95,8 +96,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         **_beside(items, state),
         **_agreement(batch, state, pairs, ctx.seed),
     }
-    if config.models:
-        metrics |= _preferred(ctx, events, state.dropped)
+    if config.is_live:
+        metrics |= _preferred(ctx, config.endpoints, events, state.dropped)
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
     noun = "ranking" if batch.is_ranked else "label"
     note_head(store, ledger.batch, state.number, state.head, ledger.url)
@@ -137,10 +138,15 @@ def _write(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _preferred(ctx: StageContext, events: Sequence[LedgerEvent], dropped: Container[str]) -> dict[str, float]:
+def _preferred(
+    ctx: StageContext,
+    endpoints: Mapping[str, AnswerEndpoint],
+    events: Sequence[LedgerEvent],
+    dropped: Container[str],
+) -> dict[str, float]:
     """Return in which share of the preferences of live dialogues each model won; say which are not of this recipe."""
     counts = Dialogues().take(events).preferred(dropped)
-    named = {f"{source.ref} {source.fingerprint[:12]}" for source in ctx.inputs["models"]}
+    named = set(ledger_names(ctx.inputs.get("models", []), endpoints))
     older = sorted(counts.keys() - named)
     if older:
         ctx.note(
