@@ -1,7 +1,7 @@
 // The page of one annotator: shows a pair or a group, takes a choice or a ranking by key or click, and has the next one ready
 // before it is asked.
 
-import { chooseByClick, introduce, keyOf, KEYS, STRENGTHS } from "./choices.js";
+import { chooseByClick, introduce, keyOf, KEYS, LONGEST_S, STRENGTHS } from "./choices.js";
 import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
@@ -12,7 +12,6 @@ import { asking, once, Refused, requestId, token } from "./requests.js";
 
 const at = (id) => document.getElementById(id);
 const SKIPS = ["I know too little about this", "I cannot decide", "I do not read this language", "The question makes no sense"];
-const LONGEST_S = 86_400; // of a label: a tab may stand open for days
 const POLL_S = 20;
 const ENDS = {
   closed: "No more labels are needed. Thank you!",

@@ -1,6 +1,6 @@
 // The page of live dialogues: a person says something, two models answer, the person chooses, and the dialogue goes on.
 
-import { chooseByClick, introduce, keyOf, KEYS, STRENGTHS } from "./choices.js";
+import { chooseByClick, introduce, keyOf, KEYS, LONGEST_S, STRENGTHS } from "./choices.js";
 import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
@@ -217,7 +217,7 @@ function speak() {
 // Say something of the two answers that are shown.
 function answer(name, body) {
   const { item } = shown;
-  const seconds = (performance.now() - shownAt) / 1000;
+  const seconds = Math.min((performance.now() - shownAt) / 1000, LONGEST_S);
   send(name, { ...body, item, seconds }, () => markSaved(item));
 }
 
@@ -275,10 +275,12 @@ document.addEventListener("keydown", (event) => {
   if ((key === "enter" || key === " ") && onControl && onControl !== at("submit")) return;
   const arrow = { arrowleft: "left", arrowright: "right" }[key];
   const act = KEYS_OF_ACTS[key] ?? (KEYS[key] && (() => choose(KEYS[key])));
-  if (arrow && !event.shiftKey && isChoice()) choose(arrow);
-  else if (act) act();
-  else return;
+  const isSide = arrow && !event.shiftKey && isChoice() && !event.target.matches?.(".text [tabindex]"); // a box that scrolls
+  if (!isSide && !act) return;
   event.preventDefault();
+  if (event.repeat) return; // a key that is held down acts once
+  if (isSide) choose(arrow);
+  else act();
 });
 // A button pressed by mouse or finger does not keep the focus: Enter and the other keys are the page's.
 document.addEventListener("click", (event) => event.detail && event.target.closest("button")?.blur(), true);

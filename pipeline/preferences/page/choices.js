@@ -3,6 +3,7 @@
 const at = (id) => document.getElementById(id);
 
 export const KEYS = { 1: "left", 2: "right", 3: "tie", 4: "both bad", 5: "both good" };
+export const LONGEST_S = 86_400; // of a label: a tab may stand open for days
 export const STRENGTHS = ["", "slightly better", "clearly better", "much better"];
 
 // Return the key that was pressed, in lower case. A letter or digit of another alphabet or layout is the one that a
