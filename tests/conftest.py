@@ -77,7 +77,7 @@ SLOW = {
     "sampling_processes sequence "
     "tensor tp_replicas trunk_processes zero3 zero_bytes",
     "preferences": "accessibility app browser browser_details collect_stage dimensions live_app live_browser "
-    "never_stuck other_sites rendering security",
+    "never_stuck other_sites ranking_browser ranking_stage rendering security",
     "recipes": "real_recipes",
     "rl": "ppo_resume processes sampling_law sharded_steps trainer",
     "recipe": "trainer_fields",

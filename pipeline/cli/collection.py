@@ -24,10 +24,10 @@ from pipeline.kind.compute import ComputeSettings
 from pipeline.machine.disk import writing
 from pipeline.plan import Plan, PlannedStage
 from pipeline.preferences.anchors import Anchor, ledger_name, note_head, noted_heads
-from pipeline.preferences.candidates import pairs_to_label
+from pipeline.preferences.candidates import ITEMS_VERSION, items_to_label
 from pipeline.preferences.dimensions import Dimension
 from pipeline.preferences.events import Access, LedgerEvent, Role
-from pipeline.preferences.items import Item, items_of
+from pipeline.preferences.items import Item, is_ranked, items_of
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
@@ -133,10 +133,12 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
         batch = Batch((), total=config.talk.labels)
         opened = Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, config.dimensions, live)
         return replace(opened, batch=opened.batch_of(label_ledger.events()))
-    items = _pairs(plan, artifact_store, options.recipe, stage, "data")
+    items = _items(plan, artifact_store, options.recipe, stage, "data")
+    if is_ranked(items) and (problems := config.ranking_problems()):
+        raise PipelineError(*problems)
     probes = ProbePlan(repeats=config.repeats)
     if config.gold is not None:
-        gold, left_out = gold_items(_pairs(plan, artifact_store, options.recipe, stage, "gold"), items)
+        gold, left_out = gold_items(_items(plan, artifact_store, options.recipe, stage, "gold"), items)
         probes = ProbePlan(gold, config.gold_share, config.repeats)
         if left_out:
             are = agreeing(left_out, "is", "are")
@@ -147,8 +149,8 @@ def open_collection(options: RecipeOptions, stage: str, ledger: str | None) -> C
     return Collection(stage, batch, label_ledger, guidelines, store, config.aggregate, config.dimensions)
 
 
-def _pairs(plan: Plan, store: Store, recipe: Path, stage: str, name: str) -> Sequence[Item]:
-    """Return the pairs of a stage's data.
+def _items(plan: Plan, store: Store, recipe: Path, stage: str, name: str) -> Sequence[Item]:
+    """Return the pairs or the groups of a stage's data.
 
     Raises:
         PipelineError: they come from an artifact that is not in the store yet.
@@ -160,15 +162,16 @@ def _pairs(plan: Plan, store: Store, recipe: Path, stage: str, name: str) -> Seq
 
     def read() -> Sequence[Item]:
         rows = _rows(plan, planned, name, recipe)
-        pairs = pairs_to_label(rows, config, seed)[0] if name == "data" else [*rows.train, *rows.held_out]
-        return items_of(pairs)[0]
+        if name == "data":
+            return items_to_label(rows, config, seed).items
+        return items_of([*rows.train, *rows.held_out])[0]
 
     if source.hub is not None:  # its digest covers its name, not its rows
         return read()
     choice = [getattr(config, field) for field in PairChoice.model_fields]
     made = planned.data[name].input
     digest = store.read(made.artifact).manifest.digest if made is not None and made.artifact is not None else ""
-    content = [name, planned.payload["data"], digest, source.on_bad_row, seed, choice]
+    content = [ITEMS_VERSION, name, planned.payload["data"], digest, source.on_bad_row, seed, choice]
     return stored_items(store.root / ".cache" / "items", content, read)
 
 
@@ -287,18 +290,19 @@ def drop_items(collection: Collection, items: Sequence[str], reason: str, *, stu
         raise PipelineError(Problem("--stuck of live dialogues", expected))
     queue = LabelQueue(collection.batch, collection.ledger, hands_out=False)
     known = frozenset(collection.batch.ids)
+    noun = collection.batch.noun
     unknown = [item for item in items if item not in known]
     if unknown:
         listing = "export" if collection.live else "status"
         option = "--format raw" if collection.live else "--json"
-        expected = f"ids of pairs as `trueup labels {listing} RECIPE {collection.name} {option}` lists them"
-        raise PipelineError(Problem(f"no pair of this batch is {', '.join(unknown)}", expected))
+        expected = f"ids of {noun}s as `trueup labels {listing} RECIPE {collection.name} {option}` lists them"
+        raise PipelineError(Problem(f"no {noun} of this batch is {', '.join(unknown)}", expected))
     chosen = [*items, *(one.item for one in queue.stuck() if stuck)]
     if not chosen and not stuck:
-        raise PipelineError(Problem("no pair is named", "ids of pairs, or --stuck"))
+        raise PipelineError(Problem(f"no {noun} is named", f"ids of {noun}s, or --stuck"))
     queue.drop(chosen, reason)
     done, wanted = (queue.progress()[key] for key in ("done", "wanted"))
-    print_line(f"{counted(len(set(chosen)), 'pair')} dropped; {done} of {counted(wanted, 'label')}")
+    print_line(f"{counted(len(set(chosen)), noun)} dropped; {done} of {counted(wanted, 'label')}")
 
 
 def close(collection: Collection, *, reopen: bool) -> None:

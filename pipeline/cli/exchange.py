@@ -16,18 +16,22 @@ from pipeline.cli.terminal import print_line
 from pipeline.errors import PipelineError, Problem, agreeing, counted, listed
 from pipeline.machine.disk import writing
 from pipeline.plain_data import JsonObject
-from pipeline.preferences.agreement import LabelledPair, edited_pairs
+from pipeline.preferences.agreement import LabelledPair, edited_pairs, majority
 from pipeline.preferences.events import LedgerEvent, NewEvent
 from pipeline.preferences.exchange.cautions import cautions
 from pipeline.preferences.exchange.export import FORMATS, Labels, Rows, split_rows
 from pipeline.preferences.exchange.files import content_of
 from pipeline.preferences.exchange.importing import Matcher, events_of
+from pipeline.preferences.exchange.ranking_import import RANKING_READERS, ranking_format
+from pipeline.preferences.exchange.ranking_rows import RANKING_FORMATS
 from pipeline.preferences.exchange.reading import READ_AS, Said, pair_format, said_in, unread_columns
+from pipeline.preferences.items import is_ranked
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import State
 from pipeline.preferences.people import check_name
+from pipeline.preferences.rankings import implied
 from pipeline.records.files.reader import read_rows
-from pipeline.stages.collect.aggregation import decision_by
+from pipeline.stages.collect.aggregation import aggregated
 
 HELD_OUT = "held-out"
 """Added to the name of a file: what `--split` holds out."""
@@ -92,12 +96,18 @@ def export(collection: Collection, options: ExportOptions) -> None:
 def _labels(collection: Collection, events: list[LedgerEvent], options: ExportOptions) -> Labels:
     state = State().take(events)
     items = collection.batch_of(events).items
-    decide = decision_by(options.aggregate or collection.aggregate, items, state)
     times = {event.number: event.at for event in events}
-    return Labels(items, state, times, decide, options.ties, options.pseudonyms)
+    how = (options.ties, options.pseudonyms)
+    if collection.batch.is_ranked and options.row_format in RANKING_FORMATS:
+        return Labels(items, state, times, majority, *how)
+    pairs = implied(items, state)
+    return Labels(pairs.items, pairs.state, times, aggregated(options.aggregate or collection.aggregate, pairs), *how)
 
 
 def _rows(labels: Labels, row_format: str) -> Rows:
+    rankings = RANKING_FORMATS.get(row_format) if is_ranked(labels.items) else None
+    if rankings is not None:
+        return rankings(labels)
     rows, without = FORMATS[row_format](labels)
     has_edits = any(one.details and one.details.edit for own in labels.state.answers.values() for one in own.values())
     if row_format == "preference" and has_edits:
@@ -154,8 +164,8 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
         person: who gave the labels that name nobody.
 
     Raises:
-        PipelineError: the batch has live dialogues, there is not one file, it cannot be read or is of no known format,
-            or a name is missing or is not an annotator's.
+        PipelineError: the batch has live dialogues, there is not one file, it cannot be read or is of
+            no known format, or a name is missing or is not an annotator's.
     """
     if collection.live:
         expected = "a batch of pairs: a choice in a dialogue also says how it goes on"
@@ -165,12 +175,15 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
     file = Path(files[0])
     rows = [row.value for row in read_rows(file)]
     known = next((row for row in rows if row is not None), {})
-    row_format = READ_AS.get(row_format or "", row_format) or pair_format(known)
-    if row_format not in FORMATS or row_format == "unpaired":
-        importable = ", ".join(name for name in FORMATS if name != "unpaired")
-        raise PipelineError(Problem(f"--format {row_format} of an import", f"one of {importable}"))
+    readers, formats = None, [name for name in FORMATS if name != "unpaired"]
+    format_of = pair_format
+    if collection.batch.is_ranked:
+        readers, formats, format_of = RANKING_READERS, [*RANKING_FORMATS], ranking_format
+    if row_format is not None and row_format not in formats:
+        raise PipelineError(Problem(f"--format {row_format} of an import", f"one of {', '.join(formats)}"))
+    row_format = READ_AS.get(row_format or "", row_format) or format_of(known)
     counts = Counter[str]()
-    said = list(said_in(rows, row_format, counts))
+    said = list(said_in(rows, row_format, counts, readers))
     if not person and any(not one.person for one in said):
         remedy = "--as NAME says whose they are"
         raise PipelineError(Problem(f"{file}: labels name no person", "a name for each", remedy))

@@ -62,7 +62,7 @@ def open_app(
         shown_host = "127.0.0.1" if host == "0.0.0.0" else "[::1]"
     address = (url or f"http://{shown_host}:{listener.getsockname()[1]}").rstrip("/")
     progress = queue.progress()
-    pairs = counted(len(collection.batch.items), "pair")
+    pairs = counted(len(collection.batch.items), collection.batch.noun)
     if collection.live:
         pairs = f"dialogues with {listed([model.ref for model in collection.live.models])}"
     print(f"{collection.name}: {progress['done']} of {counted(progress['wanted'], 'label')}, {pairs}")
@@ -161,9 +161,10 @@ def _warn(queue: LabelQueue, stage: str) -> None:
         return
     active = queue.active()
     most = max(one.missing for one in stuck)
-    lack = f"{counted(len(stuck), 'pair')} {agreeing(len(stuck), 'lacks', 'lack')} up to {counted(most, 'label')}"
+    noun = queue.batch.noun
+    lack = f"{counted(len(stuck), noun)} {agreeing(len(stuck), 'lacks', 'lack')} up to {counted(most, 'label')}"
     print_line(
         f"warning: {lack} that {counted(active, 'active person', 'active people')} cannot give: each person labels a "
-        f"pair once. Add people (`trueup labels people RECIPE {stage} --add NAME`), drop these pairs (`labels drop "
+        f"{noun} once. Add people (`trueup labels people RECIPE {stage} --add NAME`), drop these {noun}s (`labels drop "
         "--stuck`), or end with what is there (`labels close`)"
     )

@@ -21,7 +21,7 @@ from starlette.routing import Route
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.details import LONGEST_COMMENT, LONGEST_EDIT, Choice
 from pipeline.preferences.dimensions import SideRating, shown_dimensions
-from pipeline.preferences.events import FlagKind
+from pipeline.preferences.events import STRONGEST, FlagKind
 from pipeline.preferences.gate import (
     HEADERS,
     Answers,
@@ -34,10 +34,11 @@ from pipeline.preferences.gate import (
     broken,
     refused,
 )
-from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, STRONGEST, LabelQueue
+from pipeline.preferences.label_queue import LONGEST_REASON, LONGEST_REQUEST, LabelQueue
 from pipeline.preferences.labels import AHEAD
 from pipeline.preferences.lead import LeadApi
 from pipeline.preferences.page_files import PageFile, page_files
+from pipeline.preferences.rankings import Ranked, ScreenTiers
 from pipeline.preferences.rate_limit import RateLimit
 
 RequestId = Annotated[str, Field(max_length=LONGEST_REQUEST)]
@@ -54,6 +55,16 @@ class Label(Given):
     comment: Annotated[str, Field(max_length=LONGEST_COMMENT)] = ""
     edit: Annotated[str, Field(max_length=LONGEST_EDIT)] = ""
     ratings: dict[str, SideRating] = Field(default_factory=dict)
+
+
+class Ranking(Given):
+    """A ranking of a group: places on the screen in tiers, best first."""
+
+    item: Annotated[str, Field(max_length=64)]
+    ranking: ScreenTiers
+    seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
+    request: RequestId = ""
+    comment: Annotated[str, Field(max_length=LONGEST_COMMENT)] = ""
 
 
 class Leave(Given):
@@ -101,13 +112,14 @@ class LabelApi:
 
     def __init__(self, queue: LabelQueue, title: str, guidelines: str, live: Answers | None = None) -> None:
         self.queue, self.title, self.guidelines, self.live = queue, title, guidelines, live
+        self.is_ranked = live is None and queue.batch.is_ranked
 
     def routes(self, gate: Gate) -> list[Route]:
         """Return the routes of the API; the gate lets annotators in."""
         answers: Answers = {
             "hello": (Nothing, self.hello),
             "next": (Nothing, lambda name, given: self._following(name, has_read=False)),
-            "label": (Label, self.label),
+            **({"rank": (Ranking, self.rank)} if self.is_ranked else {"label": (Label, self.label)}),
             "skip": (Leave, partial(self.leave, "skip")),
             "flag": (Flag, partial(self.leave, "flag")),
             "undo": (Undo, self.undo),
@@ -119,12 +131,18 @@ class LabelApi:
     def hello(self, name: str, given: Nothing) -> JsonObject:
         """Return who the annotator is and what the page says."""
         dimensions = shown_dimensions(self.queue.dimensions)
-        return {"annotator": name, "title": self.title, "guidelines": self.guidelines, "dimensions": dimensions}
+        told = {"annotator": name, "title": self.title, "guidelines": self.guidelines, "dimensions": dimensions}
+        return {**told, "ranked": self.is_ranked}
 
     def label(self, name: str, given: Label) -> JsonObject:
         """Record a choice, and return the next pairs."""
         told = (given.comment, given.edit, given.ratings)
         self.queue.choose(name, given.item, Choice(given.choice, given.strength, given.seconds, given.request, *told))
+        return self._following(name)
+
+    def rank(self, name: str, given: Ranking) -> JsonObject:
+        """Record a ranking, and return the next groups."""
+        self.queue.rank(name, given.item, Ranked(given.ranking, given.seconds, given.request, given.comment))
         return self._following(name)
 
     def leave(self, kind: Literal["skip", "flag"], name: str, given: Leave) -> JsonObject:

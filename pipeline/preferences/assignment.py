@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import Batch, State, is_held
 from pipeline.preferences.probe_choice import ProbeChoice
-from pipeline.preferences.probes import is_probe
+from pipeline.preferences.probes import is_probe, repeated
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,18 @@ class Assignment:
             place += 1
         mixed = self.probes.mixed(annotator, reserved, chosen[len(reserved) :], count, answered)
         return [item for item in map(self.item, mixed) if item is not None]
+
+    def why_not_open(self, item: str) -> str:
+        """Return why an item may not be answered."""
+        state, noun = self.state, self.batch.noun
+        item = repeated(item)  # a pair that is shown again is told of as the pair itself
+        if state.is_closed:
+            return "the batch was closed: no more labels are needed"
+        if item in state.dropped:
+            return f"this {noun} was taken out of the batch"
+        if item in state.adjudicated:
+            return f"the lead has decided this {noun}"
+        return f"somebody flagged this {noun}" if state.is_flagged(item) else f"this {noun} has all its labels"
 
     def item(self, item: str) -> Item | None:
         """Return an item or a probe of the batch; None for an id that is neither."""

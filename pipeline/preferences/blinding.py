@@ -26,6 +26,11 @@ def is_swapped(salt: str, annotator: str, item: str) -> bool:
     return bool(_keyed(salt, "side", annotator, item)[0] & 1)
 
 
+def shown_order(salt: str, annotator: str, item: str, count: int) -> tuple[int, ...]:
+    """Return the places of a group's responses in the order in which an annotator sees them; it stays so."""
+    return tuple(sorted(range(count), key=lambda place: _keyed(salt, "order", annotator, item, str(place))))
+
+
 def uniform(salt: str, *parts: str) -> float:
     """Return a number in [0, 1) that follows from the secret of a batch and from names, and is random without it."""
     return int.from_bytes(_keyed(salt, *parts)[:8], "big") / 2**64

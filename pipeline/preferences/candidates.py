@@ -1,18 +1,22 @@
-"""Pairs to compare from candidates: rows with a prompt and several answers, as a `sample` stage writes them.
+"""Pairs to compare, and groups to rank, from candidates: rows with a prompt and several answers, as of `sample`.
 
-Owns which answers may be compared, and the rows of pairs. The rule that chooses among them is in `pair_choice.py`.
+Owns which answers may be compared, and the rows of pairs and groups. The rule that chooses among them is in
+`pair_choice.py`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject, Row
+from pipeline.preferences.items import Item, groups_of, items_of
 from pipeline.records.pair_choice import (
     BY_SCORE,
+    LEAST_RANKED,
+    MOST_RANKED,
     ChosenPair,
     PairChoice,
     PairRule,
@@ -28,6 +32,10 @@ SCORES = "reward_scores"
 
 OF_SAMPLING = frozenset({"row", "candidates", "pairs", SCORES})
 """Columns of a row of candidates that are not its prompt's own."""
+
+
+ITEMS_VERSION = 2
+"""Raised when the same rows make other items, so that cached items are not taken for these; 2 has groups to rank."""
 
 
 class Pair(TypedDict):
@@ -62,12 +70,14 @@ class Ranking(TypedDict):
         row: place of the prompt in the data.
         candidates: the answers, in the order in which they stand.
         propensity: probability with which just these were chosen among the prompt's answers.
+        tools: tools that the assistant may call, where there are any.
     """
 
     prompt: list[Turn]
     row: int
     candidates: list[Ranked]
     propensity: float
+    tools: NotRequired[list[JsonObject]]
 
 
 def is_usable(candidate: Row) -> bool:
@@ -101,7 +111,10 @@ def ranked_row(row: Row, rule: PairRule, seed: int, place: int) -> Ranking | Non
     if group is None:
         return None
     candidates = [Ranked(text=row["candidates"][one]["text"]) for one in group.places]
-    return {"prompt": row["prompt"], "row": place, "candidates": candidates, "propensity": group.propensity}
+    chosen: Ranking = {"prompt": row["prompt"], "row": place, "candidates": candidates, "propensity": group.propensity}
+    if row.get("tools"):
+        chosen["tools"] = row["tools"]
+    return chosen
 
 
 def _usable(row: Row) -> list[int]:
@@ -146,6 +159,58 @@ def pairs_to_label(rows: Rows, config: PairChoice, seed: int) -> tuple[list[Row]
     pairs = [chosen_pairs(row, config.rule, seed, row.get("row", i)) for i, row in enumerate(everything)]
     labelled = [pair_row(row, pair) for row, own in zip(everything, pairs, strict=True) for pair in own]
     return [{**row} for row in labelled], sum(not own for own in pairs)
+
+
+class ToLabel(NamedTuple):
+    """The items of a batch.
+
+    Attributes:
+        items: pairs to compare, or groups to rank.
+        left_out: number of rows left out: duplicates, and equal answers.
+        alone: number of prompts with too few answers.
+        is_ranked: whether the items are groups.
+    """
+
+    items: list[Item]
+    left_out: int
+    alone: int
+    is_ranked: bool
+
+
+def items_to_label(rows: Rows, config: PairChoice, seed: int) -> ToLabel:
+    """Return the items that people label: groups to rank, or pairs.
+
+    People rank candidates if `pair_choice` is `rank`, and the groups that a `sample` stage chose unless the
+    configuration pairs them.
+
+    Args:
+        rows: rows of pairs, candidates or groups.
+        config: how candidates are chosen.
+        seed: seed of the stage.
+
+    Raises:
+        PipelineError: as `pairs_to_label` says, or `rank_size` is set and the groups are chosen already.
+    """
+    everything = [*rows.train, *rows.held_out]
+    are_groups = rows.shape == "candidates" and bool(everything) and all(map(_is_group, everything))
+    if rows.shape != "candidates" or not (config.pair_choice == "rank" or (are_groups and not config.changed())):
+        pairs, alone = pairs_to_label(rows, config, seed)
+        return ToLabel(*items_of(pairs), alone, is_ranked=False)
+    if are_groups and "rank_size" in config.changed():
+        statement = f"rank_size is {config.rank_size}, and the data are groups already"
+        raise PipelineError(Problem(statement, "candidates to choose from", "leave rank_size out"))
+    groups = [
+        row if are_groups else ranked_row(row, config.rule, seed, row.get("row", i)) for i, row in enumerate(everything)
+    ]
+    chosen = [group for group in groups if group is not None]
+    answers = ([[_turn(one["text"])] for one in group["candidates"]] for group in chosen)
+    told = [{**group, "answers": own} for group, own in zip(chosen, answers, strict=True)]
+    return ToLabel(*groups_of(told), len(groups) - len(chosen), is_ranked=True)
+
+
+def _is_group(row: Row) -> bool:
+    """Return whether a row of candidates is one of `groups.jsonl`: chosen to be ranked, and not paired."""
+    return "propensity" in row and "pairs" not in row and LEAST_RANKED <= len(row["candidates"]) <= MOST_RANKED
 
 
 def _check_scores(rows: Sequence[Row], by: str) -> None:

@@ -32,6 +32,9 @@ EventKind = Literal[
 Verdict = Literal["first", "second", "tie", "both good", "both bad"]
 """`first` and `second` are the responses in the order of the data, independent of their side on the screen."""
 
+STRONGEST = 3
+"""Largest strength of a preference; the smallest is 1."""
+
 FlagKind = Literal["harmful", "personal data", "broken"]
 """What is wrong with a pair that somebody flagged."""
 
@@ -82,6 +85,10 @@ class EventBody(TypedDict, total=False):
         strength: `label` and `adjudicate`: strength of the preference, 1 to 3.
         seconds: `label`: time the choice took; None of an imported label that does not say.
         swapped: `label`: whether the second response was on the left; None of an imported label that does not say.
+        ranking: `label` and `adjudicate` of a group, in place of verdict and strength: tiers of responses, best first,
+            each with the places of those that share a rank, in the order of the data.
+        order: `label` of a group, in place of `swapped`: places of the responses in the order of the screen; None of an
+            imported label that does not say.
         reason: `skip`, `flag`, `drop` and `adjudicate`: the reason given; `answers` and `end`: why nobody compares
             them, why it ends.
         comment: `label`: what the person wrote about the pair.
@@ -120,6 +127,8 @@ class EventBody(TypedDict, total=False):
     strength: int
     seconds: float | None
     swapped: bool | None
+    ranking: list[list[int]]
+    order: list[int] | None
     reason: str
     comment: str
     edit: str

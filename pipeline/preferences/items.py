@@ -1,4 +1,4 @@
-"""Items to label: pairs of responses to one prompt, without their origin."""
+"""Items to label: responses to one prompt, two to compare or several to rank, without their origin."""
 
 from __future__ import annotations
 
@@ -19,21 +19,26 @@ REPEATED = 3
 
 @dataclass(frozen=True)
 class Item:
-    """Two responses to compare.
+    """Responses to compare: a pair, or a group of three and more to rank.
 
     Attributes:
         id: first 16 hex digits of the SHA-256 of prompt and responses.
         prompt: the conversation before the responses.
-        responses: both responses, in the order of the data.
-        propensity: probability with which these two were chosen among the prompt's answers; None if it is not known.
+        responses: the responses, in the order of the data.
+        propensity: probability with which just these were chosen among the prompt's answers; None if it is not known.
         tools: tools that the assistant may call.
     """
 
     id: str
     prompt: Turns
-    responses: tuple[Turns, Turns]
+    responses: tuple[Turns, ...]
     propensity: float | None = None
     tools: tuple[JsonObject, ...] = ()
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the responses are ranked; two are compared."""
+        return len(self.responses) > 2
 
 
 def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
@@ -41,19 +46,34 @@ def items_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
 
     The preference that a row contains is not used.
     """
+    return _distinct((row, (tuple(row["chosen"]), tuple(row["rejected"]))) for row in rows)
+
+
+def groups_of(rows: Iterable[Row]) -> tuple[list[Item], int]:
+    """Return the items of rows with `answers` to rank, and the number of rows left out, as `items_of` does."""
+    return _distinct((row, tuple(map(tuple, row["answers"]))) for row in rows)
+
+
+def _distinct(rows: Iterable[tuple[Row, tuple[Turns, ...]]]) -> tuple[list[Item], int]:
     items: dict[str, Item] = {}
     left_out = 0
     encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # `json.dumps` makes an encoder for each row
-    for row in rows:
-        prompt, first, second = (tuple(row[key]) for key in ("prompt", "chosen", "rejected"))
-        text = encode([prompt, first, second])
+    for row, responses in rows:
+        prompt = tuple(row["prompt"])
+        text = encode([prompt, *responses])
         item_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if item_id in items or _words(first) == _words(second):
+        texts = [" ".join(_words(response)) for response in responses]
+        if item_id in items or len(set(texts)) < len(texts):
             left_out += 1
             continue
         propensity, tools = _propensity(row.get("propensity")), tuple(row.get("tools") or ())
-        items[item_id] = Item(item_id, prompt, (first, second), propensity, tools)
+        items[item_id] = Item(item_id, prompt, responses, propensity, tools)
     return list(items.values()), left_out
+
+
+def is_ranked(items: Sequence[Item]) -> bool:
+    """Return whether items are groups to rank; a batch has groups only, or pairs only."""
+    return len(items) > 0 and items[0].is_ranked
 
 
 def _propensity(value: object) -> float | None:

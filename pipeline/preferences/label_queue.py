@@ -1,4 +1,4 @@
-"""The label queue: assigns pairs to annotators and records their answers, safely under concurrent requests.
+"""The label queue: assigns items to annotators and records their answers, safely under concurrent requests.
 
 Owns the rules of what an annotator may do. Knows the ledger, not the web; its methods return plain data. All methods
 may be called from several threads; other processes may write to the same ledger.
@@ -6,7 +6,6 @@ may be called from several threads; other processes may write to the same ledger
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 import threading
@@ -16,10 +15,10 @@ from typing import Literal, cast
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.preferences.assignment import Assignment, Stuck
-from pipeline.preferences.blinding import blinded_id, new_salt
+from pipeline.preferences.blinding import blinded_id, new_salt, shown_order
 from pipeline.preferences.details import Choice, details_body
 from pipeline.preferences.dimensions import Dimension, check_ratings
-from pipeline.preferences.events import Access, EventBody, FlagKind, LedgerEvent, NewEvent, Role, Verdict
+from pipeline.preferences.events import STRONGEST, Access, EventBody, FlagKind, LedgerEvent, NewEvent, Role, Verdict
 from pipeline.preferences.guidelines import guidelines_version
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import (
@@ -31,19 +30,17 @@ from pipeline.preferences.labels import (
     State,
     is_held,
     says_the_same,
-    why_not_open,
 )
 from pipeline.preferences.ledger import Ledger
-from pipeline.preferences.people import NOUNS, Caller, check_name, plain_name
+from pipeline.preferences.people import NOUNS, Caller, by_lead, check_name, hashed_token, plain_name
 from pipeline.preferences.probes import is_swapped
-from pipeline.preferences.shown import Progress, ShownPair, shown_pair
+from pipeline.preferences.rankings import Ranked, ranking_body
+from pipeline.preferences.shown import Progress, Shown, shown
 
 SIDES = ("left", "right", "tie", "both good", "both bad")
 """Choices of an annotator; `left` and `right` are sides of the screen."""
 
-STRONGEST = 3
-LONGEST_REASON = 4000
-LONGEST_REQUEST = 64
+LONGEST_REASON, LONGEST_REQUEST = 4000, 64
 """Most characters of a reason, and of a request's id."""
 
 
@@ -147,7 +144,7 @@ class LabelQueue:
                 raise PipelineError(Problem(statement, f"another name for {NOUNS[role]}", "each name has one role"))
             if known is not None and known.access != "revoked" and not replaces:
                 raise PipelineError(Problem(f"{name} has a link already", remedy="a new link ends the one there is"))
-            body = _by(by, EventBody(name=name, token=_hashed(token)))
+            body = by_lead(by, EventBody(name=name, token=hashed_token(token)))
             return "annotator", {**body, "role": role} if role != "annotator" else body
 
         self.record(decide)
@@ -170,19 +167,19 @@ class LabelQueue:
                 raise PipelineError(
                     Problem(statement, remedy=f"`trueup labels people RECIPE STAGE --add {name}` makes a new one")
                 )
-            return None if person.access == access else ("access", _by(by, {"name": name, "access": access}))
+            return None if person.access == access else ("access", by_lead(by, {"name": name, "access": access}))
 
         self.record(decide)
 
     def drop(self, items: str | Iterable[str], reason: str, by: str = "") -> None:
         """Take an item or several out of the batch, which make no row; ``by`` names the lead who does."""
         named = [items] if isinstance(items, str) else dict.fromkeys(items)
-        bodies = [_by(by, {"item": item, "reason": reason[:LONGEST_REASON]}) for item in named]
+        bodies = [by_lead(by, {"item": item, "reason": reason[:LONGEST_REASON]}) for item in named]
         self.record(lambda state: [("drop", body) for body in bodies if body["item"] not in state.dropped] or None)
 
     def close(self, closed: bool = True, by: str = "") -> None:
         """End the batch with the labels it has, or open it again; ``by`` names the lead who does."""
-        self.record(lambda state: None if state.is_closed == closed else ("close", _by(by, {"closed": closed})))
+        self.record(lambda state: None if state.is_closed == closed else ("close", by_lead(by, {"closed": closed})))
 
     def identify(self, token: str, *, is_new: bool = True) -> Caller | None:
         """Return who has this token; None for an unknown or revoked token.
@@ -191,7 +188,7 @@ class LabelQueue:
             token: the token of a link.
             is_new: whether to read the ledger for links that were made or revoked since the last call.
         """
-        hashed = _hashed(token)
+        hashed = hashed_token(token)
         with self._turn:
             if is_new:
                 self._read()
@@ -200,20 +197,20 @@ class LabelQueue:
                     return None if person.access == "revoked" else Caller(name, person.access, person.role)
         return None
 
-    def next(self, annotator: str, count: int = 1, *, has_read: bool = False) -> list[ShownPair]:
-        """Return the next pairs for an annotator, as they are shown, and lease them to the annotator for `LEASE_S`.
+    def next(self, annotator: str, count: int = 1, *, has_read: bool = False) -> list[Shown]:
+        """Return the next items for an annotator, as they are shown, and lease them to the annotator for `LEASE_S`.
 
         Args:
             annotator: name of the annotator.
-            count: number of pairs, at most.
+            count: number of items, at most.
             has_read: whether this annotator's answer has just been recorded. The same transaction has reserved the next
-                pairs, so the ledger is not asked again, unless one is missing.
+                items, so the ledger is not asked again, unless one is missing.
         """
         if has_read:
             with self._turn:
                 given = self._assignment.next(annotator, time.time(), count)
                 if len(given) == count and not self._lease(self._state, annotator, given):
-                    return [shown_pair(item, annotator, self._state.salt) for item in given]
+                    return [shown(item, annotator, self._state.salt) for item in given]
         given = []
         salts: list[str] = []
 
@@ -223,7 +220,7 @@ class LabelQueue:
             return self._lease(state, annotator, given)
 
         self.record(decide)
-        return [shown_pair(item, annotator, salts[0]) for item in given]
+        return [shown(item, annotator, salts[0]) for item in given]
 
     def comes_back(self, annotator: str) -> bool:
         """Return whether others have pairs that this annotator is given when their leases end."""
@@ -273,11 +270,25 @@ class LabelQueue:
             is_even = side not in ("left", "right")
             verdict = cast(Verdict, side) if is_even else VERDICTS[(side == "right") != swapped]
             given = EventBody(verdict=verdict, strength=strength, seconds=seconds, swapped=swapped)
-            shown = self._assignment.item(item_id)
-            given = {**given, **(details_body(choice, shown, given) if shown is not None else {})}
+            pair = self._assignment.item(item_id)
+            given = {**given, **(details_body(choice, pair, given) if pair is not None else {})}
             return {**given, "guidelines": self._version} if self._version else given
 
         self._answer("label", annotator, item, choice.request, body)
+
+    def rank(self, annotator: str, item: str, given: Ranked) -> None:
+        """Record a ranking of a group.
+
+        Raises:
+            PipelineError: no such item, it does not rank each answer once, or the item is not leased to this annotator.
+        """
+
+        def body(state: State, item_id: str) -> EventBody:
+            group = self._assignment.item(item_id)
+            order = shown_order(state.salt, annotator, item_id, len(group.responses) if group else 0)
+            return {**ranking_body(given, order), **({"guidelines": self._version} if self._version else {})}
+
+        self._answer("label", annotator, item, given.request, body)
 
     def leave(
         self,
@@ -314,8 +325,8 @@ class LabelQueue:
             if state.is_closed:
                 raise PipelineError(Problem("the batch was closed: its labels stay as they are"))
             if request and ("", request) in state.requests.get(annotator, ()):  # sent again, because the reply was lost
-                shown = state.undone.get(annotator)
-                undone[:] = [blinded_id(state.salt, annotator, shown)] if shown else []
+                again = state.undone.get(annotator)
+                undone[:] = [blinded_id(state.salt, annotator, again)] if again else []
                 return None
             last = state.last(annotator)
             if last is None:
@@ -350,34 +361,33 @@ class LabelQueue:
         self,
         kind: Literal["label", "skip", "flag"],
         annotator: str,
-        shown: str,
+        shown_id: str,
         request: str,
         body: Callable[[State, str], EventBody],
     ) -> None:
         def decide(state: State) -> list[NewEvent] | None:
-            item = state.item_of(annotator, shown)
+            noun = self.batch.noun
+            item = state.item_of(annotator, shown_id)
             if item is None or self._assignment.item(item) is None:
                 expected = "one that was handed out to you"
-                raise PipelineError(Problem("this pair was not handed to you", expected, "reload the page"))
+                raise PipelineError(Problem(f"this {noun} was not handed to you", expected, "reload the page"))
             before = state.answers.get(annotator, {}).get(item)
             if before is not None:
                 if request and before.request == request and says_the_same(before, kind, body(state, item)):
                     return None  # sent again, because the reply was lost
-                statement = "this pair was answered already, perhaps in another tab"
+                statement = f"this {noun} was answered already, perhaps in another tab"
                 raise PipelineError(Problem(statement, remedy="undo takes that answer back"))
             if request and (item, request) in state.requests.get(annotator, ()):
                 return None  # an answer that was taken back, sent again on its way before that
             if not self._assignment.is_open(item):
-                raise PipelineError(Problem(why_not_open(state, item)))
+                raise PipelineError(Problem(self._assignment.why_not_open(item)))
             now, until = time.time(), state.leased_to.get(annotator, {}).get(item)
             if until is None or not (is_held(until, now) or self._assignment.is_free(item, annotator, now)):
-                raise PipelineError(
-                    Problem("this pair was reserved for you for ten minutes and has gone to somebody else")
-                )
+                statement = f"this {noun} was reserved for you for ten minutes and has gone to somebody else"
+                raise PipelineError(Problem(statement))
             sent = {"request": request} if request else {}
             answer = cast(EventBody, {**body(state, item), **sent, "annotator": annotator, "item": item})
-            following = self._assignment.next(annotator, time.time(), AHEAD, answered=item)
-            lease = self._lease(state, annotator, following)
+            lease = self._lease(state, annotator, self._assignment.next(annotator, time.time(), AHEAD, answered=item))
             return [(kind, answer), lease] if lease else [(kind, answer)]
 
         self.record(decide)
@@ -388,12 +398,3 @@ class LabelQueue:
             written = self.ledger.append(lambda events: decide(self._state.take(events)), self._state.last_event)
             self._state.take(written)
             return written
-
-
-def _by(lead: str, body: EventBody) -> EventBody:
-    """Return the body of an event with the lead who caused it, if one did."""
-    return {**body, "by": lead} if lead else body
-
-
-def _hashed(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

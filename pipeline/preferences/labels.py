@@ -15,11 +15,15 @@ from typing import NamedTuple, get_args
 from pipeline.preferences.blinding import blinded_id
 from pipeline.preferences.details import Details, details_of
 from pipeline.preferences.events import Access, EventBody, EventKind, LedgerEvent, Role, Verdict
-from pipeline.preferences.items import Item, wanted
+from pipeline.preferences.items import Item, is_ranked, wanted
 from pipeline.preferences.probes import NO_PROBES, REPEAT, ProbePlan, repeated
 from pipeline.preferences.stored_items import ids_of
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+Tiers = tuple[tuple[int, ...], ...]
+"""A ranking: places of responses in the order of the data, those that share a rank together, best first."""
+
 AHEAD = 2
 """Number of pairs that are reserved for an annotator at a time: the one shown and the next."""
 
@@ -49,6 +53,8 @@ class Answer(NamedTuple):
         guidelines: version of the guidelines that the annotator saw; empty without guidelines.
         request: id that the browser gave the request.
         details: comment, edit and kind of flag; None without any.
+        tiers: ranking of a group, in place of verdict and strength; None of a pair, a skip or a flag.
+        order: places of a group's responses in the order of the screen; None of an imported ranking that does not say.
     """
 
     number: int
@@ -61,6 +67,8 @@ class Answer(NamedTuple):
     guidelines: str = ""
     request: str = ""
     details: Details | None = None
+    tiers: Tiers | None = None
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,15 +77,17 @@ class FinalVerdict:
 
     Attributes:
         lead: name of the lead.
-        verdict: the choice.
+        verdict: the choice; None of a group.
         strength: strength of a preference, 1 to 3.
         reason: the lead's reason.
+        tiers: ranking of a group; None of a pair.
     """
 
     lead: str
-    verdict: Verdict
+    verdict: Verdict | None
     strength: int = 1
     reason: str = ""
+    tiers: Tiers | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +205,8 @@ class State:
             body.get("guidelines", ""),
             body.get("request", ""),
             details_of(body),
+            _tiers(body),
+            tuple(order) if (order := body.get("order")) else None,
         )
         self._take_back(item, annotator)  # so that the last answer is the newest
         self.answers[annotator][item] = self.given[item][annotator] = answer
@@ -215,9 +227,9 @@ class State:
     def _adjudicate(self, body: EventBody) -> None:
         item = body["item"]
         self.adjudicated.pop(item, None)
-        if "verdict" in body:
-            final = FinalVerdict(body["annotator"], body["verdict"], body.get("strength", 1), body.get("reason", ""))
-            self.adjudicated[item] = final
+        if "verdict" in body or "ranking" in body:
+            told = body.get("verdict"), body.get("strength", 1), body.get("reason", ""), _tiers(body)
+            self.adjudicated[item] = FinalVerdict(body["annotator"], *told)
         self.touched.add(item)
 
     def _lease(self, item: str, annotator: str, until: float) -> None:
@@ -281,20 +293,13 @@ class State:
 
 def says_the_same(answer: Answer, kind: str, body: EventBody) -> bool:
     """Return whether an answer is what a body says, whatever time it took."""
-    told = (body.get("verdict"), body.get("strength", 1), body.get("reason", ""), details_of(body))
-    return (answer.kind, answer.verdict, answer.strength, answer.reason, answer.details) == (kind, *told)
+    told = (body.get("verdict"), body.get("strength", 1), body.get("reason", ""), details_of(body), _tiers(body))
+    said = (answer.verdict, answer.strength, answer.reason, answer.details, answer.tiers)
+    return (answer.kind, *said) == (kind, *told)
 
 
-def why_not_open(state: State, item: str) -> str:
-    """Return why an item takes no more answers."""
-    item = repeated(item)  # a pair that is shown again is told of as the pair itself
-    if state.is_closed:
-        return "the batch was closed: no more labels are needed"
-    if item in state.dropped:
-        return "this pair was taken out of the batch"
-    if item in state.adjudicated:
-        return "the lead has decided this pair"
-    return "somebody flagged this pair" if state.is_flagged(item) else "this pair has all its labels"
+def _tiers(body: EventBody) -> Tiers | None:
+    return tuple(map(tuple, body["ranking"])) if "ranking" in body else None
 
 
 @dataclass(frozen=True)
@@ -325,6 +330,16 @@ class Batch:
     def is_live(self) -> bool:
         """Whether the items are answers of live dialogues, each of which one person alone sees."""
         return self.total > 0
+
+    @cached_property
+    def is_ranked(self) -> bool:
+        """Whether people rank groups of responses, and do not compare pairs."""
+        return is_ranked(self.items)
+
+    @property
+    def noun(self) -> str:
+        """What an item is called: a pair, or a group."""
+        return "group" if self.is_ranked else "pair"
 
     def wanted(self, item: str) -> int:
         """Return the number of labels an item needs."""

@@ -15,11 +15,13 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.adjudication import Adjudication, Side
 from pipeline.preferences.details import Details
-from pipeline.preferences.events import Access
+from pipeline.preferences.events import STRONGEST, Access
 from pipeline.preferences.gate import Answers, Gate, Given, Nothing
-from pipeline.preferences.label_queue import LONGEST_REASON, STRONGEST, LabelQueue
+from pipeline.preferences.label_queue import LONGEST_REASON, LabelQueue
+from pipeline.preferences.labels import Tiers
 from pipeline.preferences.lead_figures import LeadFigures, Listing, OpenItem
 from pipeline.preferences.people import LONGEST_NAME, plain_name
+from pipeline.preferences.rankings import ScreenTiers
 
 ITEMS_AT_ONCE = 10
 """Most items of a list in one reply."""
@@ -57,6 +59,7 @@ class Decide(Given):
 
     item: Annotated[str, Field(max_length=64)]
     choice: Side | None
+    ranking: ScreenTiers | None = None
     strength: Annotated[int, Field(ge=1, le=STRONGEST)] = 1
     reason: Annotated[str, Field(max_length=LONGEST_REASON)] = ""
 
@@ -104,7 +107,7 @@ class LeadApi:
 
     def hello(self, name: str, given: Nothing) -> JsonObject:
         """Return who the lead is."""
-        return {"lead": name, "title": self.title}
+        return {"lead": name, "title": self.title, "ranked": self.queue.batch.is_ranked}
 
     def overview(self, name: str, given: Nothing) -> JsonObject:
         """Return the figures, and whether they know of the last event."""
@@ -124,6 +127,7 @@ class LeadApi:
             **self.adjudication.shown(lead, item.item),
             "labels": [
                 {"name": who, "choice": side(lead, item.item, label.verdict), "strength": label.strength}
+                | self._ranking(lead, item.item, label.tiers)
                 | {"seconds": label.seconds, "comment": details.comment, "edit": details.edit}
                 for who, label in item.labels.items()
                 for details in [label.details or Details()]
@@ -133,12 +137,18 @@ class LeadApi:
             "missing": item.missing,
             "final": final
             and {"name": final.lead, "choice": side(lead, item.item, final.verdict), "strength": final.strength}
+            | self._ranking(lead, item.item, final.tiers)
             | {"reason": final.reason},
         }
 
+    def _ranking(self, lead: str, item: str, tiers: Tiers | None) -> JsonObject:
+        """Return a ranking by places on a lead's screen; nothing of a pair."""
+        return {"ranking": self.adjudication.ranking(lead, item, tiers)} if tiers else {}
+
     def adjudicate(self, name: str, given: Decide) -> JsonObject:
         """Record a verdict that decides an item."""
-        self.adjudication.adjudicate(name, given.item, given.choice, given.strength, given.reason)
+        told = (given.choice, given.strength, given.reason, given.ranking)
+        self.adjudication.adjudicate(name, given.item, *told)
         return {}
 
     def drop(self, name: str, given: Drop) -> JsonObject:

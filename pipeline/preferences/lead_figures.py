@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.evaluation.stats.annotators import against_the_rest, krippendorff_alpha, raw_agreement
 from pipeline.evaluation.stats.estimate import Estimate
@@ -26,10 +27,12 @@ from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import LabelTable, label_table
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.events import LedgerEvent
+from pipeline.preferences.items import Item, is_ranked
 from pipeline.preferences.labels import LEASE_S, Answer, Batch, FinalVerdict, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probe_results import ProbeResults, probe_results
 from pipeline.preferences.probes import REPEAT, is_probe
+from pipeline.preferences.rankings import differ, implied, shown_first, tau_b
 from pipeline.preferences.stored_items import by_id, chars_of
 
 Listing = Literal["disagreements", "flagged", "skipped", "stuck", "open", "adjudicated"]
@@ -158,10 +161,14 @@ class LeadFigures:
             if self._told is not None and self._told.number == number:
                 return self._told
             times = self._times()
-            table = label_table(self.batch.items, self._state, only_shared=True)
-            figures = self._figures(times)
-        figures |= _agreement(table)  # takes longest, and needs the state no more
-        rest = dict(zip(table.annotators, against_the_rest(table.verdict_NA), strict=True))
+            is_ranked_batch = self.batch.is_ranked  # of pairs, the table alone looks for those with several labels
+            given = self._state.given.items() if is_ranked_batch else ()
+            several = [self.items[item] for item, own in given if len(own) > 1 and item in self.items]
+            pairs = implied(several if is_ranked_batch else self.batch.items, self._state)
+            table = label_table(pairs.items, pairs.state, only_shared=not is_ranked_batch)
+            figures = self._figures(times) | (_tau(several, self._state) if is_ranked_batch else {})
+        figures |= _agreement(table, pairs.group_N)  # takes longest, and needs the state no more
+        rest = dict(zip(table.annotators, against_the_rest(table.verdict_NA, cluster_N=pairs.group_N), strict=True))
         for person in figures["people"]:
             person["with_the_rest"] = _plain(rest.get(person["name"]))
         self._told = Told(number, figures, times)
@@ -228,8 +235,6 @@ class LeadFigures:
         kinds = Counter(one.kind for one in own.values())
         labels = [(item, one) for item, one in own.items() if one.kind == "label"]
         timed = [(self._reading_s(item), one.seconds) for item, one in labels if one.seconds]
-        seen = [one for _, one in labels if one.verdict in ("first", "second") and one.swapped is not None]
-        left = [(one.verdict == "second") == one.swapped for one in seen]
         gaps = np.diff(times)
         at_work = gaps[gaps <= LEASE_S]
         fast = sum(seconds < least for least, seconds in timed)
@@ -242,11 +247,11 @@ class LeadFigures:
             "per_hour": float(3600 * len(at_work) / at_work.sum()) if at_work.sum() >= LEAST_WORK_S else None,
             "median_seconds": float(np.median([seconds for _, seconds in timed])) if timed else None,
             "fast": _plain(wilson(fast, len(timed)) if timed else None),
-            "chose_left": _plain(wilson(sum(left), len(left)) if left else None),
+            "chose_left": _plain(shown_first(one for _, one in labels)),
         }
 
     def _reading_s(self, item: str) -> float:
-        """Return the seconds in which nobody reads both responses of an item."""
+        """Return the seconds in which nobody reads the responses of an item."""
         if item not in self._chars:
             known = self.items.get(item)
             self._chars[item] = chars_of([known])[0] if known else 0
@@ -277,10 +282,10 @@ class LeadFigures:
                 lists["flagged"].append(item)
             if not given:
                 continue
-            verdicts = {one.verdict for one in given.values() if one.verdict is not None}
-            if "first" in verdicts and "second" in verdicts:
+            how = _how_they_differ(given)
+            if how == "order":
                 lists["disagreements"].append(item)
-            elif len(verdicts) > 1:
+            elif how:
                 split.append(item)
             if is_open and any(one.kind == "skip" for one in given.values()):
                 lists["skipped"].append(item)
@@ -306,11 +311,25 @@ def _why_flagged(answer: Answer) -> str:
     return ": ".join(filter(None, (kind, answer.reason)))
 
 
-def _agreement(table: LabelTable) -> JsonObject:
+def _how_they_differ(given: Mapping[str, Answer]) -> str:
+    """Return how the labels of an item differ: ``order`` if two prefer the opposite, else ``ties`` or empty."""
+    tiers = [one.tiers for one in given.values() if one.tiers is not None]
+    if tiers:
+        return differ(tiers)
+    verdicts = {one.verdict for one in given.values() if one.verdict is not None}
+    return "order" if {"first", "second"} <= verdicts else "ties" if len(verdicts) > 1 else ""
+
+
+def _tau(several: Sequence[Item], state: State) -> JsonObject:
+    """Return the agreement of rankings; nothing of pairs."""
+    return {"kendall_tau_b": _plain(tau_b(several, state))} if is_ranked(several) else {}
+
+
+def _agreement(table: LabelTable, group_N: NDArray[np.int64] | None) -> JsonObject:
     """Return how far the labels of people agree; None for what has no value."""
     strength_NA = np.where(table.strength_NA == -9, -1, table.strength_NA + 3)
     return {
-        "agreement": _plain(raw_agreement(table.verdict_NA, seed=0)),
+        "agreement": _plain(raw_agreement(table.verdict_NA, seed=0, cluster_N=group_N)),
         "alpha": krippendorff_alpha(table.verdict_NA),
         "alpha_ordinal": krippendorff_alpha(strength_NA, "ordinal"),
     }

@@ -1,10 +1,10 @@
-"""What a browser receives: a pair, without anything that tells which response is which, and how far a batch is."""
+"""What a browser receives: a pair or a group, without what tells which response is which, and how far a batch is."""
 
 from __future__ import annotations
 
 from typing import TypedDict
 
-from pipeline.preferences.blinding import blinded_id
+from pipeline.preferences.blinding import blinded_id, shown_order
 from pipeline.preferences.items import Item, Turns
 from pipeline.preferences.probes import is_swapped
 from pipeline.records.shapes.turns import content_of
@@ -33,6 +33,23 @@ class ShownPair(TypedDict):
     right: list[ShownTurn]
 
 
+class ShownGroup(TypedDict):
+    """A group of responses to rank, as a browser receives it; it does not reveal which response is which.
+
+    Attributes:
+        item: id of the item, another one for every annotator.
+        prompt: the conversation before the responses.
+        answers: the responses in the order of the screen.
+    """
+
+    item: str
+    prompt: list[ShownTurn]
+    answers: list[list[ShownTurn]]
+
+
+Shown = ShownPair | ShownGroup
+
+
 class Progress(TypedDict):
     """How far a batch is.
 
@@ -49,8 +66,23 @@ class Progress(TypedDict):
     closed: bool
 
 
-def shown_pair(item: Item, annotator: str, salt: str) -> ShownPair:
+def shown(item: Item, annotator: str, salt: str) -> Shown:
     """Return an item as a browser receives it; it does not reveal which response is which."""
+    return shown_group(item, annotator, salt) if item.is_ranked else shown_pair(item, annotator, salt)
+
+
+def shown_group(item: Item, annotator: str, salt: str) -> ShownGroup:
+    """Return a group as a browser receives it."""
+    order = shown_order(salt, annotator, item.id, len(item.responses))
+    return {
+        "item": blinded_id(salt, annotator, item.id),
+        "prompt": _shown_turns(item.prompt),
+        "answers": [_shown_turns(item.responses[place]) for place in order],
+    }
+
+
+def shown_pair(item: Item, annotator: str, salt: str) -> ShownPair:
+    """Return a pair as a browser receives it."""
     left, right = item.responses[::-1] if is_swapped(salt, annotator, item.id) else item.responses
     return {
         "item": blinded_id(salt, annotator, item.id),

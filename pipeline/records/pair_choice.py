@@ -44,6 +44,9 @@ BY_SCORE: tuple[By, ...] = ("uncertain", "delta")
 LEAST_RANKED = 3
 """Fewest answers that are ranked; two are compared."""
 
+MOST_RANKED = 6
+"""Most answers that are ranked."""
+
 
 class PairChoice(StageConfig):
     """The fields of a stage that pairs answers.
@@ -58,7 +61,7 @@ class PairChoice(StageConfig):
     pair_choice: By = "random"
     random_share: float = Field(default=0.2, gt=0, le=1)
     pairs_per_prompt: int = Field(default=1, ge=0)
-    rank_size: int = Field(default=4, ge=LEAST_RANKED, le=6)
+    rank_size: int = Field(default=4, ge=LEAST_RANKED, le=MOST_RANKED)
 
     @property
     def rule(self) -> PairRule:

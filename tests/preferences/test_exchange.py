@@ -15,6 +15,7 @@ from pipeline.preferences.anchors import default_url
 from pipeline.preferences.exchange.export import FORMATS, LABEL_STUDIO_CONFIG, Labels, split_rows
 from pipeline.preferences.exchange.files import content_of
 from pipeline.preferences.exchange.importing import Matcher, events_of
+from pipeline.preferences.exchange.ranking_rows import LABEL_STUDIO_RANKER
 from pipeline.preferences.exchange.reading import pair_format, said_in
 from pipeline.preferences.exchange.texts import readable, transcript
 from pipeline.preferences.items import Item, items_of
@@ -672,8 +673,8 @@ def test_files_of_no_known_format_are_one_line(labelled: Path, call: Any) -> Non
 
 def test_the_interface_of_label_studio_is_the_one_of_the_page() -> None:
     page = (Path(__file__).parents[2] / "docs" / "labelling.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"^```xml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert shown.strip() == LABEL_STUDIO_CONFIG.strip()
+    ranker, shown = re.findall(r"^```xml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert shown.strip() == LABEL_STUDIO_CONFIG.strip() and ranker.strip() == LABEL_STUDIO_RANKER.strip()
     task = label_studio_task()
     names = set(re.findall(r'name="(\w+)"', shown))
     assert {one["from_name"] for one in task["annotations"][0]["result"]} <= names

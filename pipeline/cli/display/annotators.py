@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cli.display.labels import tau_line
 from pipeline.cli.terminal import Column, print_json, print_line, print_table
 from pipeline.errors import counted
 from pipeline.evaluation.stats.annotators import (
@@ -19,12 +20,13 @@ from pipeline.evaluation.stats.annotators import (
 )
 from pipeline.evaluation.stats.anomalies import Anomaly, anomalies
 from pipeline.evaluation.stats.estimate import Estimate
-from pipeline.evaluation.stats.intervals import wilson
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import LabelTable, label_table
 from pipeline.preferences.labels import VERDICTS, Answer, Batch, State
 from pipeline.preferences.probe_results import ProbeResults, probe_results
 from pipeline.preferences.probes import is_probe
+from pipeline.preferences.rankings import Implied, implied, shown_first, tau_b
+from pipeline.preferences.stored_items import ids_of
 
 _PEOPLE = (
     Column("person", style="bold"),
@@ -48,22 +50,24 @@ def statistics(batch: Batch, state: State, *, as_json: bool) -> None:
     """Print how people agree, over all and two by two, and what each one's labels look like.
 
     The accuracy is Dawid and Skene's estimate: how often a person gives the verdict that all labels together make most
-    likely. `chose left` is near 50 % for whoever looks at the answers and not at their side.
+    likely. `chose left` is near 50 % for whoever looks at the answers and not at their side. Of rankings, the figures
+    are those of each two answers; `chose first` is the share of preferences for the answer shown further up.
     """
-    table = label_table(batch.items, state)
+    pairs, labels = implied(batch.items, state), _labels(batch, state)
+    table = label_table(pairs.items, pairs.state)
     strength_NA = np.where(table.strength_NA == -9, -1, table.strength_NA + 3)
     probes = probe_results(batch.probes, state)
     left = {name: _left(own) for name, own in state.answers.items()}
     measured: JsonObject = {
-        "labels": int((table.verdict_NA >= 0).sum()),
+        "labels": sum(len(own) for own in labels.values()),
         "skipped": sum(one["skipped"] for one in left.values()),
         "flagged": sum(one["flagged"] for one in left.values()),
-        "agreement": _plain(raw_agreement(table.verdict_NA, seed=0)),
+        "agreement": _plain(raw_agreement(table.verdict_NA, seed=0, cluster_N=pairs.group_N)),
         "krippendorff_alpha": krippendorff_alpha(table.verdict_NA),
         "krippendorff_alpha_ordinal": krippendorff_alpha(strength_NA, "ordinal"),
         "people": {
             name: {**one, **left[name], **_probes(probes.get(name))}
-            for name, one in _people(table, _orders(batch, state, table)).items()
+            for name, one in _people(table, pairs, labels).items()
         },
         "pairs": [
             {"first": table.annotators[one.first], "second": table.annotators[one.second], "items": one.items}
@@ -71,10 +75,12 @@ def statistics(batch: Batch, state: State, *, as_json: bool) -> None:
             for one in annotator_pairs(table.verdict_NA)
         ],
     }
+    if batch.is_ranked:
+        measured["kendall_tau_b"] = _plain(tau_b(batch.items, state))
     if as_json:
         print_json({**measured, "event": state.number})
         return
-    _show(measured, is_live=batch.is_live)
+    _show(measured, batch)
 
 
 def _left(answers: Mapping[str, Answer]) -> dict[str, int]:
@@ -83,29 +89,53 @@ def _left(answers: Mapping[str, Answer]) -> dict[str, int]:
     return {"skipped": kinds["skip"], "flagged": kinds["flag"]}
 
 
-def _orders(batch: Batch, state: State, table: LabelTable) -> list[list[int]]:
+def _labels(batch: Batch, state: State) -> dict[str, list[Answer]]:
+    """Return the labels of the batch by person, in the order in which they were given."""
+    known = frozenset(batch.ids)
+    said = {
+        name: [one for item, one in own.items() if one.kind == "label" and item in known]
+        for name, own in state.answers.items()
+    }
+    return {name: own for name, own in said.items() if own}
+
+
+def _orders(pairs: Implied, table: LabelTable) -> list[list[int]]:
     """Return the rows that each annotator labelled, in the order in which they did."""
-    place = {item: row for row, item in enumerate(batch.ids)}
+    place = {item: row for row, item in enumerate(ids_of(pairs.items))}
     return [
-        [place[item] for item, one in state.answers[name].items() if one.kind == "label" and item in place]
+        [place[item] for item, one in pairs.state.answers[name].items() if one.kind == "label" and item in place]
         for name in table.annotators
     ]
 
 
-def _people(table: LabelTable, orders: Sequence[Sequence[int]]) -> JsonObject:
+def _tested(table: LabelTable, pairs: Implied) -> list[Anomaly]:
+    """Return the tests of each annotator; of each ranking they take two answers, drawn by chance.
+
+    The tests want labels that are independent of each other. The comparisons of one ranking are not.
+    """
+    orders = _orders(pairs, table)
+    if pairs.group_N is None:
+        return anomalies(table.strength_NA, table.left_NA, orders, missing=-9, seed=0)
+    rng = np.random.default_rng(0)
+    _, start_G, count_G = np.unique(pairs.group_N, return_index=True, return_counts=True)
+    drawn_G = start_G + (rng.random(len(start_G)) * count_G).astype(int)  # pairs of one group follow each other
+    row_of = {row: place for place, row in enumerate(drawn_G.tolist())}
+    kept = [[row_of[row] for row in order if row in row_of] for order in orders]
+    return anomalies(table.strength_NA[drawn_G], table.left_NA[drawn_G], kept, missing=-9, seed=0)
+
+
+def _people(table: LabelTable, pairs: Implied, labels: Mapping[str, Sequence[Answer]]) -> JsonObject:
     labelled_NA = table.verdict_NA >= 0
-    rest = against_the_rest(table.verdict_NA) if labelled_NA.any() else []
+    rest = against_the_rest(table.verdict_NA, cluster_N=pairs.group_N) if labelled_NA.any() else []
     used_NA = table.verdict_NA[labelled_NA.any(1)]
     accuracy_A = dawid_skene(used_NA, range(len(VERDICTS))).accuracy_A if (labelled_NA.sum(1) > 1).any() else None
-    tested = anomalies(table.strength_NA, table.left_NA, orders, missing=-9, seed=0)
+    tested = _tested(table, pairs)
     people: JsonObject = {}
     for column, name in enumerate(table.annotators):
-        sides = table.left_NA[:, column]
-        chosen = int((sides >= 0).sum())
         people[name] = {
-            "labels": int(labelled_NA[:, column].sum()),
+            "labels": len(labels[name]),
             "median_seconds": _median(table.seconds_NA[:, column]),
-            "chose_left": _plain(wilson(int((sides == 1).sum()), chosen) if chosen else None),
+            "chose_left": _plain(shown_first(labels[name])),
             "with_the_rest": _plain(rest[column]),
             "accuracy": None if accuracy_A is None else float(accuracy_A[column]),
             "anomaly": {"votes": tested[column].votes, "p": tested[column].p, "side_p": tested[column].side_p},
@@ -138,29 +168,36 @@ def _plain(estimate: Estimate | None) -> JsonObject | None:
     return estimate.model_dump() if estimate is not None else None
 
 
-def _show(measured: JsonObject, *, is_live: bool) -> None:
+def _show(measured: JsonObject, batch: Batch) -> None:
+    noun = batch.noun
     beside = "".join(f", {measured[key]:,} {key}" for key in ("skipped", "flagged") if measured[key])
     if not measured["labels"]:
-        print_line(f"nobody has labelled a pair yet{beside}")
+        print_line(f"nobody has labelled a {noun} yet{beside}")
         return
     agreement, alpha, ordinal = (
         measured[key] for key in ("agreement", "krippendorff_alpha", "krippendorff_alpha_ordinal")
     )
     people = counted(len(measured["people"]), "person", "people")
     print_line(f"{counted(measured['labels'], 'label')} of {people}{beside}")
-    if is_live:
+    if batch.is_live:
         print_line("nobody else sees a person's dialogue: there is no agreement between people")
     elif agreement is None:
-        print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
+        print_line(f"no {noun} has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
     else:
-        print_line(f"equal verdicts: {_share(agreement)} of comparisons, on {counted(agreement['n'], 'pair')}")
+        print_line(f"equal verdicts: {_share(agreement)} of comparisons, on {counted(agreement['n'], noun)}")
         said = [
             f"{figure:.3f} ({level})"
             for level, figure in (("nominal", alpha), ("ordinal", ordinal))
             if figure is not None
         ]
         print_line(f"Krippendorff's alpha: {', '.join(said) or 'has no value: all labels are equal'}")
+    if "kendall_tau_b" in measured:
+        tau = measured["kendall_tau_b"]
+        print_line(tau_line(Estimate.model_validate(tau) if tau else None))
+        print_line("figures of people are those of each two answers of a ranking; the tests take one such pair of each")
     columns, figures = list(_PEOPLE), ["chose_left", "with_the_rest"]
+    if "kendall_tau_b" in measured:
+        columns[4] = Column("chose first", right=True)
     for key, title in (("gold", "gold"), ("consistency", "repeats")):
         if any(one.get(key) for one in measured["people"].values()):
             columns.insert(-1, Column(title, right=True))

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pipeline.cli.terminal import print_json, print_line
 from pipeline.errors import agreeing, counted
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
+from pipeline.evaluation.stats.estimate import Estimate
 from pipeline.preferences.agreement import label_table
 from pipeline.preferences.anchors import Notes
 from pipeline.preferences.assignment import Assignment
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.ledger import Ledger
 from pipeline.preferences.probes import is_probe, repeated
+from pipeline.preferences.rankings import implied, tau_b
 
 
 def status(batch: Batch, state: State, *, as_json: bool) -> None:
@@ -38,7 +40,7 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         return
     closed = ", closed" if state.is_closed else ""
     print_line(
-        f"{done} of {counted(full, 'label')} of {counted(len(batch.items), 'pair')}{closed}, event {state.number}"
+        f"{done} of {counted(full, 'label')} of {counted(len(batch.items), batch.noun)}{closed}, event {state.number}"
     )
     for name, counts in sorted(people.items()):
         access = state.people[name].access if name in state.people else "imported"
@@ -48,14 +50,14 @@ def status(batch: Batch, state: State, *, as_json: bool) -> None:
         kind = flag["kind"] or "wrong"
         print_line(f"{flag['item']} is flagged as {kind} by {flag['annotator']}: {flag['reason'] or 'no reason given'}")
     if state.dropped:
-        print_line(f"{counted(len(state.dropped), 'pair')} dropped")
+        print_line(f"{counted(len(state.dropped), batch.noun)} dropped")
     if state.adjudicated:
-        print_line(f"{counted(len(state.adjudicated), 'pair')} adjudicated by a lead")
+        print_line(f"{counted(len(state.adjudicated), batch.noun)} adjudicated by a lead")
     if stuck:
         wants = agreeing(len(stuck), "wants", "want")
         print_line(
-            f"{counted(len(stuck), 'pair')} {wants} labels that nobody here can give: add people, or see `labels drop "
-            "--stuck` and `labels close`"
+            f"{counted(len(stuck), batch.noun)} {wants} labels that nobody here can give: add people, or see `labels "
+            "drop --stuck` and `labels close`"
         )
 
 
@@ -83,9 +85,11 @@ def _counts(state: State, annotator: str) -> dict[str, int]:
 
 
 def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
-    """Print the agreement of annotators on the pairs that several of them labelled."""
-    verdict_NA = label_table(batch.items, state, only_shared=True).verdict_NA
-    rate = raw_agreement(verdict_NA, seed=0)
+    """Print the agreement of annotators on the pairs that several of them labelled, or that their rankings imply."""
+    pairs = implied(batch.items, state)
+    verdict_NA = label_table(pairs.items, pairs.state, only_shared=not batch.is_ranked).verdict_NA
+    rate = raw_agreement(verdict_NA, seed=0, cluster_N=pairs.group_N)
+    tau = tau_b(batch.items, state) if batch.is_ranked else None
     alpha = krippendorff_alpha(verdict_NA)
     per_item = (verdict_NA >= 0).sum(1)
     compared = int((per_item * (per_item - 1) // 2).sum())
@@ -95,15 +99,29 @@ def agreed(batch: Batch, state: State, *, as_json: bool) -> None:
             "compared": compared,
             "same": round(rate.value * compared) if rate else 0,
         }
-        print_json({**told, "interval": [rate.low, rate.high] if rate else None, "krippendorff_alpha": alpha})
+        ranked = {"kendall_tau_b": tau.model_dump() if tau else None} if batch.is_ranked else {}
+        print_json({**told, "interval": [rate.low, rate.high] if rate else None, "krippendorff_alpha": alpha, **ranked})
         return
     if rate is None:
-        print_line("no pair has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement")
+        print_line(
+            f"no {batch.noun} has two labels: set `overlap` or `labels_per_item` of the stage to measure agreement"
+        )
         return
     share = f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
-    print_line(f"{share} of {counted(compared, 'comparison')} agree, on {counted(rate.n, 'pair')}")
+    each = ", each two answers of a ranking" if batch.is_ranked else ""
+    print_line(f"{share} of {counted(compared, 'comparison')} agree, on {counted(rate.n, batch.noun)}{each}")
     said = "has no value: all labels are equal" if alpha is None else f"{alpha:.3f}"
     print_line(f"Krippendorff's alpha (nominal): {said}")
+    if batch.is_ranked:
+        print_line(tau_line(tau))
+
+
+def tau_line(tau: Estimate | None) -> str:
+    """Return what is said of the agreement of rankings."""
+    if tau is None:
+        return "Kendall's tau-b has no value: no group has two rankings that are not all one tie"
+    told = f"{tau.value:.3f} [{tau.low:.3f}, {tau.high:.3f}]"
+    return f"Kendall's tau-b: {told} between two rankings of a group, on {counted(tau.n, 'group')}"
 
 
 def verified(ledger: Ledger, problems: Sequence[str], notes: Notes, *, as_json: bool) -> None:

@@ -62,16 +62,28 @@ class DawidSkene:
     accuracy_A: Floats
 
 
-def raw_agreement(labels_NA: Labels, *, seed: int, level: float = LEVEL) -> Estimate | None:
+def raw_agreement(
+    labels_NA: Labels, *, seed: int, level: float = LEVEL, cluster_N: Labels | None = None
+) -> Estimate | None:
     """Return the share of equal labels among all pairs of labels of one item; None when no item has two.
 
     The interval resamples items, since the pairs of one item are not independent of each other; it is Wilson's where
     each item has one pair (`share_interval`).
+
+    Args:
+        labels_NA: classes.
+        seed: seed of the resampling.
+        level: confidence level.
+        cluster_N: number of each item's cluster, from 0, where items are not independent either: clusters are
+            resampled.
     """
     shared_NA = _shared(labels_NA)
     if not len(shared_NA):
         return None
     same, pairs = _agreeing_pairs(shared_NA)
+    if cluster_N is not None:
+        shared_N = np.unique(cluster_N[(labels_NA != MISSING).sum(1) > 1], return_inverse=True)[1]
+        same, pairs = (np.bincount(shared_N, counts_N).astype(float) for counts_N in (same, pairs))
     return share_interval(same, pairs, seed=seed, level=level)
 
 
@@ -137,12 +149,21 @@ def annotator_pairs(labels_NA: Labels) -> list[AnnotatorPair]:
     return pairs
 
 
-def against_the_rest(labels_NA: Labels, *, level: float = LEVEL) -> list[Estimate | None]:
+def against_the_rest(
+    labels_NA: Labels, *, level: float = LEVEL, cluster_N: Labels | None = None
+) -> list[Estimate | None]:
     """Return for each annotator the share of items on which they agree with the majority of the others.
 
     Items on which the others have no majority are left out; None for an annotator without any other item.
+
+    Args:
+        labels_NA: classes.
+        level: confidence level.
+        cluster_N: number of each item's cluster, from 0, where items are not independent. Wilson's interval then counts
+            a cluster as one trial, which is too wide rather than too narrow.
     """
     estimates: list[Estimate | None] = []
+    cluster_M = cluster_N[(labels_NA != MISSING).sum(1) > 1] if cluster_N is not None else None
     labels_NA = _shared(labels_NA)
     if not len(labels_NA):
         return [None] * labels_NA.shape[1]
@@ -157,7 +178,11 @@ def against_the_rest(labels_NA: Labels, *, level: float = LEVEL) -> list[Estimat
             estimates.append(None)
             continue
         same = (classes[rest_MK.argmax(1)] == own_M)[is_clear]
-        estimates.append(wilson(float(same.sum()), len(same), level=level))
+        if cluster_M is None:
+            estimates.append(wilson(float(same.sum()), len(same), level=level))
+            continue
+        count = len(np.unique(cluster_M[labels_NA[:, column] != MISSING][is_clear]))
+        estimates.append(wilson(float(same.mean()) * count, count, level=level))
     return estimates
 
 

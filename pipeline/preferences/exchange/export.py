@@ -135,13 +135,15 @@ _GOOD = {"first": (True, False), "second": (False, True), "both good": (True, Tr
 
 def raw_rows(labels: Labels) -> Rows:
     """Return a row for each label, skip and flag that was not taken back, with all that is known of it."""
-    return [Exported(item.prompt, _raw(labels, item, name, answer)) for item, name, answer in _said(labels)], Counter()
+    return [
+        Exported(item.prompt, _raw(labels, item, name, answer)) for item, name, answer in said_of(labels)
+    ], Counter()
 
 
 def table_rows(labels: Labels) -> Rows:
     """Return the raw rows with texts in place of turns, for CSV and Parquet."""
     rows = []
-    for item, name, answer in _said(labels):
+    for item, name, answer in said_of(labels):
         row = _raw(labels, item, name, answer)
         row |= {column: cell(row[column]) for column in ("prompt", "response_a", "response_b")}
         row |= {column: json.dumps(row[column], ensure_ascii=False) for column in ("ratings", "tools") if row[column]}
@@ -149,7 +151,8 @@ def table_rows(labels: Labels) -> Rows:
     return rows, Counter()
 
 
-def _said(labels: Labels) -> Iterator[tuple[Item, str, Answer]]:
+def said_of(labels: Labels) -> Iterator[tuple[Item, str, Answer]]:
+    """Yield each label, skip and flag that was not taken back, with its item and who gave it."""
     given = labels.state.given
     answered = [place for place, item in enumerate(ids_of(labels.items)) if given.get(item)]
     for item in items_at(labels.items, answered):
@@ -196,9 +199,9 @@ def _rating(rating: Rating) -> JsonObject:
     }
 
 
-def _verdicts(labels: Labels, without: Counter[str]) -> Iterator[tuple[Item, str, Answer]]:
+def verdicts_of(labels: Labels, without: Counter[str]) -> Iterator[tuple[Item, str, Answer]]:
     """Yield each label; count the skips and flags, and the labels that say more than a tool has a place for."""
-    for item, name, answer in _said(labels):
+    for item, name, answer in said_of(labels):
         if answer.kind != "label":
             without[answer.kind] += 1
             continue
@@ -224,7 +227,7 @@ def argilla_rows(labels: Labels) -> Rows:
     for name in labels.state.answers:
         user = str(uuid.uuid5(ARGILLA_NAMESPACE, labels.name(name)))
         users[name] = user, f"{user} {labels.name(name)}"
-    for item, name, answer in _verdicts(labels, without):
+    for item, name, answer in verdicts_of(labels, without):
         user, person = users[name]
         if item.id not in records:
             records[item.id] = Exported(item.prompt, _record(item))
@@ -279,7 +282,7 @@ def label_studio_rows(labels: Labels) -> Rows:
     """
     tasks: dict[str, Exported] = {}
     without = Counter[str]()
-    for item, name, answer in _verdicts(labels, without):
+    for item, name, answer in verdicts_of(labels, without):
         if item.id not in tasks:
             first, second = map(readable, item.responses)
             data = {"item": item.id, "prompt": readable(item.prompt), "response_a": first, "response_b": second}
@@ -290,17 +293,18 @@ def label_studio_rows(labels: Labels) -> Rows:
 
 def _annotation(answer: Answer, name: str) -> JsonObject:
     sides = {"first": "left", "second": "right"}
-    result: list[JsonObject] = [_result("person", "textarea", {"text": [name]})]
+    result: list[JsonObject] = [result_of("person", "textarea", {"text": [name]})]
     if answer.verdict in SIDES:
-        chosen = _result("preference", "pairwise", {"selected": sides[str(answer.verdict)]})
+        chosen = result_of("preference", "pairwise", {"selected": sides[str(answer.verdict)]})
         result += [{**chosen, "to_name": "response_a,response_b"}]
-        result += [_result("strength", "rating", {"rating": answer.strength})]
+        result += [result_of("strength", "rating", {"rating": answer.strength})]
     else:
-        result += [_result("verdict", "choices", {"choices": [answer.verdict]})]
+        result += [result_of("verdict", "choices", {"choices": [answer.verdict]})]
     return {"result": result, "lead_time": answer.seconds, "was_cancelled": False}
 
 
-def _result(name: str, kind: str, value: JsonObject) -> JsonObject:
+def result_of(name: str, kind: str, value: JsonObject) -> JsonObject:
+    """Return one result of an annotation of Label Studio."""
     return {"id": name, "from_name": name, "to_name": "prompt", "type": kind, "value": value}
 
 

@@ -15,7 +15,7 @@ from pipeline.plain_data import JsonObject
 from pipeline.preferences.events import EventBody, NewEvent, Rating, Verdict
 from pipeline.preferences.exchange.reading import Said
 from pipeline.preferences.exchange.texts import Key, forms_of, keys_of
-from pipeline.preferences.items import Item
+from pipeline.preferences.items import Item, is_ranked
 from pipeline.preferences.labels import Answer, State
 
 MIRRORED: Mapping[str, Verdict] = {"first": "second", "second": "first"}
@@ -41,28 +41,39 @@ class Matcher:
     """
 
     def __init__(self, items: Sequence[Item]) -> None:
-        self._firsts: dict[str, frozenset[str]] = {}
+        self.noun = "group" if is_ranked(items) else "pair"
+        self._forms: dict[str, list[frozenset[str]]] = {}
         self._items: dict[Key, list[str]] = defaultdict(list)
         for item in items:
-            self._firsts[item.id] = forms_of(item.responses[0])
+            self._forms[item.id] = [forms_of(response) for response in item.responses]
             for key in keys_of(item):
                 self._items[key].append(item.id)
 
-    def item_of(self, said: Said) -> tuple[str, bool] | None:
-        """Return the id of a row's item, and whether the row has its responses in the other order; None without one.
+    def item_of(self, said: Said) -> tuple[str, list[int]] | None:
+        """Return the id of a row's item, and the place in it of each response of the row; None without one.
 
         Of several items with the same texts, one that has them in the order of the row comes first. A row with the id
         of an item is one of it whatever its texts, which another tool may have changed.
         """
+        is_named = said.item in self._forms and len(said.responses) == len(self._forms[said.item])
+        known = [said.item] if is_named else self._items.get((said.prompt, frozenset(said.responses)), [])
+        if said.tiers is not None or len(said.responses) > 2:
+            placed = ((item, self._places(item, said.responses)) for item in known)
+            return next(((item, places) for item, places in placed if places is not None), None)
         first, second = said.responses
-        if said.item in self._firsts:
-            firsts = self._firsts[said.item]
-            return said.item, first not in firsts and second in firsts
-        known = self._items.get((said.prompt, frozenset(said.responses)))
+        if is_named:
+            firsts = self._forms[said.item][0]
+            return said.item, [1, 0] if first not in firsts and second in firsts else [0, 1]
         if not known:
             return None
-        in_order = next((item for item in known if first in self._firsts[item]), None)
-        return (known[0], True) if in_order is None else (in_order, False)
+        in_order = next((item for item in known if first in self._forms[item][0]), None)
+        return (known[0], [1, 0]) if in_order is None else (in_order, [0, 1])
+
+    def _places(self, item: str, responses: Sequence[str]) -> list[int] | None:
+        """Return the place in a group of each response; None if it has another one."""
+        forms = self._forms[item]
+        places = [next((place for place, own in enumerate(forms) if text in own), -1) for text in responses]
+        return places if sorted(places) == list(range(len(forms))) else None
 
 
 def events_of(said: Iterable[Said], matcher: Matcher, state: State, source: str, person: str) -> Import:
@@ -82,16 +93,16 @@ def events_of(said: Iterable[Said], matcher: Matcher, state: State, source: str,
         match = matcher.item_of(one)
         name = one.person.strip() or person
         if match is None:
-            counts["label of no pair of this batch"] += 1
+            counts[f"label of no {matcher.noun} of this batch"] += 1
         elif not name:
             counts["label that names no person"] += 1
         else:
-            item, is_mirrored = match
-            body = _body(one, item, name, source, is_mirrored=is_mirrored)
+            item, places = match
+            body = {"item": item, "annotator": name, "source": source, **_body(one, places)}
             answer = state.answers.get(name, {}).get(item)
             before = new.get((name, item)) or (_answered(answer) if answer is not None else None)
             if before is None:
-                new[name, item] = {**body, "kind": one.kind}
+                new[name, item] = {**body, **_compared(body, one.kind)}
                 events.append((one.kind, cast(EventBody, body)))
             elif all(before.get(key) == value for key, value in _compared(body, one.kind).items()):
                 counts["label that is there already"] += 1
@@ -108,21 +119,29 @@ def _answered(answer: Answer) -> JsonObject:
 def _compared(body: JsonObject, kind: str) -> JsonObject:
     if kind != "label":
         return {"kind": kind}
+    if "ranking" in body:
+        return {"kind": kind, "tiers": tuple(map(tuple, body["ranking"]))}
     keys = ("verdict", "strength") if body["verdict"] in MIRRORED else ("verdict",)
     return {"kind": kind, **{key: body[key] for key in keys}}
 
 
-def _body(said: Said, item: str, person: str, source: str, *, is_mirrored: bool) -> JsonObject:
-    body: JsonObject = {"item": item, "annotator": person, "source": source}
+def _body(said: Said, places: Sequence[int]) -> JsonObject:
     details = said.details
     if said.kind != "label":
-        return {**body, "reason": said.reason, **({"flag": details.flag} if details.flag else {})}
+        return {"reason": said.reason, **({"flag": details.flag} if details.flag else {})}
+    if said.tiers is not None:
+        ranking = [sorted(places[place] for place in tier) for tier in said.tiers]
+        order = None if said.order is None else [places[place] for place in said.order]
+        beside = {"guidelines": said.guidelines, "comment": details.comment}
+        ranked: JsonObject = {"ranking": ranking, "order": order, "seconds": said.seconds}
+        return {**ranked, **{key: value for key, value in beside.items() if value}}
+    is_mirrored = places[0] == 1
     verdict = MIRRORED.get(str(said.verdict), said.verdict) if is_mirrored else said.verdict
     swapped = None if said.left is None else (said.left == 1) != is_mirrored
     told = {"verdict": verdict, "strength": said.strength, "seconds": said.seconds, "swapped": swapped}
     more: JsonObject = {"guidelines": said.guidelines, "comment": details.comment, "edit": details.edit}
     more["ratings"] = {name: _mirrored(one) if is_mirrored else one for name, one in details.ratings.items()}
-    return {**body, **told, **{key: value for key, value in more.items() if value}}
+    return {**told, **{key: value for key, value in more.items() if value}}
 
 
 def _mirrored(rating: Rating) -> JsonObject:

@@ -16,9 +16,10 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.plain_data import JsonObject, Row
 from pipeline.preferences.details import Details
 from pipeline.preferences.events import EventKind, FlagKind, Rating, Verdict
-from pipeline.preferences.exchange.files import TABLE
+from pipeline.preferences.exchange.files import RANKING_TABLE, TABLE
 from pipeline.preferences.exchange.texts import words
 from pipeline.preferences.items import text_of
+from pipeline.preferences.labels import Tiers
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.conversion import shaped
 
@@ -32,7 +33,7 @@ VERDICTS: Mapping[str, Verdict] = {
 """Words of a verdict, as `_verdict` normalises them; `first` is the response that the row names first."""
 
 COLUMNS: Mapping[str, frozenset[str]] = {
-    "raw": frozenset(TABLE),
+    "raw": frozenset(TABLE) | frozenset(RANKING_TABLE),
     "preference": frozenset({"prompt", "chosen", "rejected", "margin", "person", "annotator", "tools"}),
 }
 """Columns of the formats that are tables."""
@@ -44,11 +45,11 @@ RESPONSES: Mapping[str, Verdict] = {"response_a": "first", "response_b": "second
 
 
 class Said(NamedTuple):
-    """What a row says that somebody said of a pair.
+    """What a row says that somebody said of a pair or a group.
 
     Attributes:
         prompt: words of the prompt.
-        responses: words of both responses, in the order of the row.
+        responses: words of the responses, in the order of the row.
         person: who said it; empty when the row does not say.
         kind: `label`, `skip` or `flag`.
         verdict: verdict of a label; `first` is the first of ``responses``.
@@ -59,10 +60,12 @@ class Said(NamedTuple):
         reason: reason for a skip or a flag.
         details: what else was said; ratings are of ``responses`` in the order of the row.
         item: id that the row gives its pair: of an export, the item's; empty when there is none.
+        tiers: ranking of a group, by places in ``responses``; None of a pair.
+        order: places in ``responses`` in the order of the screen; None when the row does not say.
     """
 
     prompt: str
-    responses: tuple[str, str]
+    responses: tuple[str, ...]
     person: str = ""
     kind: EventKind = "label"
     verdict: Verdict | None = None
@@ -73,6 +76,12 @@ class Said(NamedTuple):
     reason: str = ""
     details: Details = Details()
     item: str = ""
+    tiers: Tiers | None = None
+    order: tuple[int, ...] | None = None
+
+
+Reader = Callable[[Row], Iterator[Said]]
+"""Yields what a row says."""
 
 
 def pair_format(row: Row) -> str:
@@ -122,7 +131,7 @@ def _of_raw(row: Row) -> Iterator[Said]:
         cast(EventKind, kind),
         verdict if kind == "label" else None,
         _strength(row.get("strength")),
-        _seconds(row.get("seconds")),
+        seconds_of(row.get("seconds")),
         left,
         _text(row.get("guidelines")),
         _text(row.get("reason")),
@@ -141,9 +150,6 @@ def _details(row: Row) -> Details:
         return Details()
     told = row.get("ratings") or {}
     ratings = json.loads(told) if isinstance(told, str) else told
-    flag = row.get("flag") or None
-    if flag is not None and flag not in get_args(FlagKind):
-        raise ValueError(flag)
     by_place = {name: {RESPONSES.get(key, key): value for key, value in one.items()} for name, one in ratings.items()}
     for one in by_place.values():
         if "better" in one:
@@ -151,7 +157,19 @@ def _details(row: Row) -> Details:
     if not all(_is_rating(one) for one in by_place.values()):
         raise ValueError(told)
     checked = cast(Mapping[str, Rating], by_place)
-    return Details(_text(row.get("comment")), _text(row.get("edit")), flag, checked)
+    return Details(_text(row.get("comment")), _text(row.get("edit")), flag_of(row), checked)
+
+
+def flag_of(row: Row) -> FlagKind | None:
+    """Return the kind of a flag that a raw row says.
+
+    Raises:
+        ValueError: it is not one of an export.
+    """
+    flag = row.get("flag") or None
+    if flag is not None and flag not in get_args(FlagKind):
+        raise ValueError(flag)
+    return cast(FlagKind | None, flag)
 
 
 def _is_rating(said: JsonObject) -> bool:
@@ -177,9 +195,15 @@ def _of_pair(row: Row, row_format: str) -> Iterator[Said]:
     )
 
 
-def _of_argilla(row: Row) -> Iterator[Said]:
-    fields, metadata = row["fields"], row.get("metadata") or {}
+def people_of(row: Row) -> Callable[[str], str]:
+    """Return what gives the name of a user of Argilla: of an export, that of the person."""
+    metadata = row.get("metadata") or {}
     people = dict(str(one).split(" ", 1) for one in metadata.get("people") or () if " " in str(one))
+    return lambda user: people.get(user) or (f"argilla-{user[:8]}" if _is_uuid(user) else user)
+
+
+def _of_argilla(row: Row) -> Iterator[Said]:
+    fields, name_of = row["fields"], people_of(row)
     texts = _two_texts(fields)
     answers = row["responses"]
     named = [name for name in answers if name != "strength"]
@@ -193,7 +217,7 @@ def _of_argilla(row: Row) -> Iterator[Said]:
         place = names.get(value.casefold())
         verdict = _verdict(value) if place is None else VERDICTS["ab"[place]]
         if verdict is not None:
-            person = people.get(user) or (f"argilla-{user[:8]}" if _is_uuid(user) else user)
+            person = name_of(user)
             strength, item = _strength(strengths.get(user)), str(row.get("id") or "")
             yield Said(*_said_texts(texts), person, verdict=verdict, strength=strength, item=item)
 
@@ -215,22 +239,24 @@ def _of_label_studio(row: Row) -> Iterator[Said]:
         word = results.get("pairwise", {}).get("selected") or choices[0]
         verdict = _verdict(word)
         if verdict is not None:
-            written = results.get("textarea", {}).get("text") or [""]
-            person = str(written if isinstance(written, str) else written[0]) or _annotator(annotation)
+            person = annotator_of(annotation, results)
             strength = _strength(results.get("rating", {}).get("rating"))
-            seconds, item = _seconds(annotation.get("lead_time")), str(row["data"].get("item") or "")
+            seconds, item = seconds_of(annotation.get("lead_time")), str(row["data"].get("item") or "")
             yield Said(*_said_texts(texts), person, verdict=verdict, strength=strength, seconds=seconds, item=item)
 
 
-def _annotator(annotation: Row) -> str:
-    """Return who made an annotation: Label Studio writes an id, or an object with a mail address."""
+def annotator_of(annotation: Row, results: Row) -> str:
+    """Return who made an annotation: the text of an export, else Label Studio's id or the mail address it gives."""
+    written = results.get("textarea", {}).get("text") or [""]
+    if name := str(written if isinstance(written, str) else written[0]):
+        return name
     who = annotation.get("completed_by")
     if isinstance(who, Mapping):
         who = who.get("email") or who.get("id")
     return f"label-studio-{who}" if isinstance(who, int) else str(who or "")
 
 
-_PROMPTS = ("prompt", "instruction", "question", "input")
+PROMPTS = ("prompt", "instruction", "question", "input")
 _RESPONSES = (
     *((f"{word}_a", f"{word}_b") for word in ("response", "answer", "completion")),
     *((f"{word}{gap}1", f"{word}{gap}2") for word in ("response", "answer", "text") for gap in ("", "_", "-")),
@@ -244,7 +270,7 @@ def _two_texts(columns: Row) -> tuple[object, Mapping[str, object]]:
     Raises:
         BadRowError: the record has other columns.
     """
-    prompt = next((columns[name] for name in _PROMPTS if columns.get(name)), None)
+    prompt = next((columns[name] for name in PROMPTS if columns.get(name)), None)
     for names in _RESPONSES:
         if prompt is not None and all(name in columns for name in names):
             return prompt, {name: columns[name] for name in names}
@@ -265,7 +291,8 @@ def _strength(value: object) -> int:
         return 1
 
 
-def _seconds(value: object) -> float | None:
+def seconds_of(value: object) -> float | None:
+    """Return a time in seconds; None for what is none."""
     try:
         seconds = float(str(value))
     except ValueError:
@@ -273,7 +300,7 @@ def _seconds(value: object) -> float | None:
     return seconds if 0 <= seconds < float("inf") else None
 
 
-_READERS: Mapping[str, Callable[[Row], Iterator[Said]]] = {
+_READERS: Mapping[str, Reader] = {
     "raw": _of_raw,
     "argilla": _of_argilla,
     "label-studio": _of_label_studio,
@@ -284,20 +311,23 @@ READ_AS = {"csv": "raw", "parquet": "raw"}
 """Formats of files that are read as another format: their rows are the same."""
 
 
-def said_in(rows: Iterable[Row | None], row_format: str, counts: Counter[str]) -> Iterator[Said]:
+def said_in(
+    rows: Iterable[Row | None], row_format: str, counts: Counter[str], readers: Mapping[str, Reader] | None = None
+) -> Iterator[Said]:
     """Yield what each row says, and count the rows that say nothing or cannot be read.
 
     Args:
         rows: rows of a file; None for a row that cannot be read.
-        row_format: one of `pair_format`'s.
+        row_format: one of `pair_format`'s, or of the readers'.
         counts: counts rows by what becomes of them.
+        readers: by format, what reads a row; those of pairs when None.
     """
     for row in rows:
         if row is None:
             counts["row that cannot be read"] += 1
             continue
         try:
-            said = list(_READERS[row_format](row))
+            said = list((readers or _READERS)[row_format](row))
             json.dumps(said, ensure_ascii=False, default=dict).encode()  # half a surrogate pair is no text
         except (BadRowError, KeyError, TypeError, ValueError, AttributeError):
             counts["row that cannot be read"] += 1

@@ -71,5 +71,5 @@ def keys_of(item: Item) -> Iterable[Key]:
     """Return the keys under which an item is found, whichever tool wrote its texts."""
     is_plain = all(len(turns) == 1 for turns in (item.prompt, *item.responses))  # both texts are the same
     for form in (lambda turns: turns, text_of) if is_plain else (lambda turns: turns, text_of, readable):
-        prompt, first, second = (words(form(turns)) for turns in (item.prompt, *item.responses))
-        yield prompt, frozenset((first, second))
+        prompt, *responses = (words(form(turns)) for turns in (item.prompt, *item.responses))
+        yield prompt, frozenset(responses)

@@ -1,10 +1,12 @@
-// The page of one annotator: shows a pair, takes a choice by key or click, and has the next pair ready before it is asked.
+// The page of one annotator: shows a pair or a group, takes a choice or a ranking by key or click, and has the next one ready
+// before it is asked.
 
 import { chooseByClick, introduce, keyOf, KEYS, STRENGTHS } from "./choices.js";
 import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
 import { askComment, askEdit, askFlag, askSkip, isPreference, NAMES, paint as paintDraft } from "./remarks.js";
+import { inWords as rankingInWords, paintRanks, showAnswers, takesRank, tiersOf, writeAnswers } from "./ranking.js";
 import { rendered, showTurns, textOf } from "./rendering.js";
 import { asking, once, Refused, requestId, token } from "./requests.js";
 
@@ -24,6 +26,7 @@ let waiting = false;
 let isClosed = false;
 let later = false; // others have pairs that may come back to this person
 let dimensions = [];
+let isRanked = false; // whether the items are groups to rank
 let view = "rendered"; // or "raw", the texts as they were written, or "compared", the raw answers with their differences
 
 function say(text, isBad = false) {
@@ -33,15 +36,30 @@ function say(text, isBad = false) {
 
 const ask = asking(say);
 
-// Show what was said of the pair that is on the screen.
+// Show the ranks of the group that is on the screen.
+function paintRanking() {
+  const { ranks, comment } = draftOf(items[0].item);
+  const { answers } = items[0];
+  const tiers = tiersOf(ranks, answers.length);
+  paintRanks(at("group"), ranks);
+  at("strength").textContent = tiers ? rankingInWords(tiers) : `${Object.keys(ranks).length} of ${answers.length} ranked; 1 is best, equal numbers are a tie`;
+  at("note").textContent = comment && `Comment: ${comment}`;
+  at("submit").disabled = tiers === null;
+}
+
+// Show what was said of the item that is on the screen.
 function paint() {
+  if (isRanked) {
+    paintRanking();
+    return;
+  }
   const draft = draftOf(items[0].item);
   const { choice, strength } = draft;
   paintDraft(draft, isPreference(choice) ? `${NAMES[choice]} is ${STRENGTHS[strength]} (press again to change)` : "");
 }
 
 function choose(side) {
-  if (at("work").hidden) return;
+  if (at("work").hidden || isRanked) return;
   const draft = draftOf(items[0].item);
   draft.strength = isPreference(side) && side === draft.choice ? (draft.strength % 3) + 1 : 1;
   draft.choice = side;
@@ -54,6 +72,12 @@ function showTexts() {
   const item = items[0];
   if (!item) return;
   const isRaw = view !== "rendered";
+  at("raw").setAttribute("aria-pressed", String(view === "raw"));
+  if (isRanked) {
+    showTurns(at("prompt"), item.prompt, { withRoles: true, isRaw });
+    writeAnswers(at("group"), item.answers, isRaw);
+    return;
+  }
   const { edits } = draftOf(item.item);
   const answers = Object.fromEntries(Object.keys(NAMES).map((side) => [side, withEdit(item[side], edits[side])]));
   showTurns(at("prompt"), item.prompt, { withRoles: true, isRaw });
@@ -62,7 +86,7 @@ function showTexts() {
     if (compared) at(side).lastElementChild.replaceChildren(compared[place]);
     else showTurns(at(side).lastElementChild, answers[side], { isRaw });
   }
-  for (const name of ["raw", "compared"]) at(name).setAttribute("aria-pressed", String(view === name));
+  at("compared").setAttribute("aria-pressed", String(view === "compared"));
   at("legend").textContent =
     view !== "compared" ? "" : compared ? "Underlined: what only this answer says." : "The answers are too long to compare.";
 }
@@ -71,7 +95,7 @@ function showTexts() {
 const withEdit = (turns, edit) => (edit ? [...turns.slice(0, -1), { ...turns.at(-1), content: edit }] : turns);
 
 function toggle(name) {
-  if (at("work").hidden) return;
+  if (at("work").hidden || at(name).hidden) return;
   view = view === name ? "rendered" : name;
   showTexts();
 }
@@ -81,11 +105,19 @@ const ended = () => ENDS[isClosed ? "closed" : later ? "later" : "done"];
 function show() {
   const item = items[0];
   at("work").hidden = !item;
-  for (const id of ["choices", "submit", "comment", "skip", "flag", "strength", "note"]) at(id).hidden = !item;
+  for (const id of ["pair", "choices", "compared"]) at(id).hidden = !item || isRanked;
+  at("group").hidden = !isRanked;
+  for (const id of ["submit", "comment", "skip", "flag", "strength", "note"]) at(id).hidden = !item;
   at("controls").hidden = false; // at the end too: the last answer can be taken back
   if (!item) {
     say(ended());
     return;
+  }
+  if (isRanked) {
+    showAnswers(at("group"), item.answers, draftOf(item.item).ranks, () => {
+      keep();
+      paint();
+    });
   }
   showTexts();
   showDimensions(at("dimensions"), dimensions, draftOf(item.item).ratings, keep);
@@ -164,7 +196,7 @@ function comment() {
 
 // Edit the chosen answer, or the one of a side.
 function edit(side) {
-  if (!items.length) return;
+  if (!items.length || isRanked) return;
   const item = items[0];
   const draft = draftOf(item.item);
   const chosen = side ?? draft.choice;
@@ -180,7 +212,12 @@ function edit(side) {
 
 function submit() {
   if (!items.length) return;
-  const { choice, strength, comment, edits, ratings: all } = draftOf(items[0].item);
+  const { choice, strength, ranks, comment, edits, ratings: all } = draftOf(items[0].item);
+  if (isRanked) {
+    const ranking = tiersOf(ranks, items[0].answers.length);
+    if (ranking) answer("rank", { ranking, comment });
+    return;
+  }
   // A draft may be older than the dimensions of the batch.
   const ratings = Object.fromEntries(Object.entries(all).filter(([name]) => dimensions.some((one) => one.name === name)));
   if (!choice) say("Choose first: which answer is better?", true);
@@ -204,6 +241,10 @@ const KEYS_OF_ACTS = { s: skip, f: flag, u: undo, m: toggleRaw, d: toggleCompare
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (takesKey(at("dimensions"), event)) return;
+  if (isRanked && items.length && takesRank(at("group"), event, draftOf(items[0].item).ranks)) {
+    event.preventDefault();
+    return;
+  }
   const key = keyOf(event);
   const onControl = event.target.closest?.("button, a, summary");
   // Enter and the space bar on a button press that button, and nothing else.
@@ -237,6 +278,7 @@ async function begin() {
   try {
     const told = await ask("hello");
     dimensions = told.dimensions ?? [];
+    isRanked = told.ranked;
     introduce(told, rendered);
     const first = await ask("next");
     at("guidelines").open = first.progress.own === 0;

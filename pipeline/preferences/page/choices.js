@@ -26,8 +26,8 @@ export function chooseByClick(choose) {
 }
 
 // Say who somebody is and what they are asked.
-export function introduce({ annotator, title, guidelines }, rendered) {
-  at("title").textContent = `${title}: which answer is better?`;
+export function introduce({ annotator, title, guidelines, ranked }, rendered) {
+  at("title").textContent = `${title}: ${ranked ? "rank the answers" : "which answer is better?"}`;
   document.title = `${title} · ${annotator}`;
   at("guidelines").hidden = !guidelines;
   at("guidelines").lastElementChild.replaceChildren(rendered(guidelines));

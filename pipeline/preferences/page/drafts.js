@@ -3,7 +3,7 @@
 
 const PLACE = "trueup-drafts";
 // typed: texts whose box was closed without OK, by what they are; why: reasons, by what they are for.
-const empty = () => ({ choice: null, strength: 1, comment: "", edits: {}, ratings: {}, typed: {}, why: {} });
+const empty = () => ({ choice: null, strength: 1, ranks: {}, comment: "", edits: {}, ratings: {}, typed: {}, why: {} });
 const drafts = new Map(Object.entries(stored()).map(([item, draft]) => [item, { ...empty(), ...draft }]));
 const saved = new Set(); // pairs whose draft the server has; it comes back when the answer is taken back
 
@@ -36,7 +36,7 @@ export function markSaved(item) {
   keep();
 }
 
-// An answer was taken back: what was written comes back with the pair, the choice is made anew.
+// An answer was taken back: what was written comes back with the pair, the choice is made anew. Ranks are there to be changed.
 export function reopen(item) {
   saved.delete(item);
   Object.assign(draftOf(item), { choice: null, strength: 1 });

@@ -2,6 +2,7 @@
 // Prompts and answers are rendered as on the page of pairs; everything else that people wrote is text, never markup.
 
 import { keyOf, KEYS, STRENGTHS } from "./choices.js";
+import { inWords, paintRanks, showAnswers, takesRank, tiersOf, writeAnswers } from "./ranking.js";
 import { showTurns } from "./rendering.js";
 import { once, Refused, token, whyNot } from "./requests.js";
 
@@ -49,6 +50,9 @@ let total = 0;
 let place = 0; // of the shown pair in the list
 let choice = null;
 let strength = 1;
+let isRanked = false; // whether the items are groups to rank
+let noun = "pair";
+let ranks = {};
 let opening = 0; // number of the last request for pairs
 let timer = 0;
 
@@ -68,13 +72,14 @@ function make(tag, properties = {}, ...inside) {
 const percent = (share) => `${Math.round(share * 100)} %`;
 const interval = (one) => `${percent(one.low)} – ${percent(one.high)}`;
 const count = (n) => n.toLocaleString();
+const counted = (n) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
 
 function figure(name, value, note) {
   return make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }, make("small", { textContent: note })));
 }
 
 function showFigures() {
-  const { progress, agreement, alpha, alpha_ordinal: ordinal, people, leads } = overview;
+  const { progress, agreement, alpha, alpha_ordinal: ordinal, kendall_tau_b: tau, people, leads } = overview;
   const { labels } = overview.hours;
   const sums = Array.from({ length: 24 }, (_, hour) => Object.values(labels).reduce((sum, one) => sum + one[hour], 0));
   const active = people.filter((one) => one.access === "active").length;
@@ -83,9 +88,10 @@ function showFigures() {
   at("bar").max = Math.max(progress.wanted, 1);
   at("bar").value = progress.done;
   at("figures").replaceChildren(
-    figure("Labels", `${count(progress.done)} (${done})`, `of ${count(progress.wanted)}, ${isLive ? `in ${count(progress.dialogues)} dialogues` : `for ${count(progress.pairs)} pairs`}`),
+    figure("Labels", `${count(progress.done)} (${done})`, `of ${count(progress.wanted)}, ${isLive ? `in ${count(progress.dialogues)} dialogues` : `for ${counted(progress.pairs)}`}`),
     figure("In the last two hours", count(sums[22] + sums[23]), `${count(sums.reduce((a, b) => a + b))} in 24 hours`),
-    ...(isLive ? alone() : [figure("Equal labels", agreement ? percent(agreement.value) : "–", agreement ? `${interval(agreement)}, on ${count(agreement.n)} pairs` : "no pair has two labels"),
+    ...(isLive ? alone() : [figure("Equal labels", agreement ? percent(agreement.value) : "–", agreement ? `${interval(agreement)}, on ${counted(agreement.n)}` : `no ${noun} has two labels`),
+    ...(isRanked ? [figure("Kendall's tau-b", tau ? tau.value.toFixed(2) : "–", tau ? `${tau.low.toFixed(2)} – ${tau.high.toFixed(2)}, on ${counted(tau.n)}` : "no group has two rankings")] : []),
     figure("Krippendorff's alpha", alpha === null ? "–" : alpha.toFixed(2), ordinal === null ? "1 is agreement, 0 is chance" : `with strength ${ordinal.toFixed(2)}; 1 is agreement, 0 chance`)]),
     figure("People", String(people.length), `${active} active, ${leads.length} ${leads.length === 1 ? "lead" : "leads"}`),
     isLive ? figure("Dropped by leads", count(overview.lists.dropped), "make no row, and need others in their place") : figure("Decided by leads", count(overview.lists.adjudicated), `${count(overview.lists.dropped)} dropped`),
@@ -118,7 +124,7 @@ function showHours(sums) {
   const line = document.createElementNS(SVG, "line");
   Object.entries({ x1: 0, x2: 480, y1: 86.5, y2: 86.5 }).forEach(([key, value]) => line.setAttribute(key, value));
   at("hours").replaceChildren(...bars, line);
-  at("hours-said").textContent = `Labels in each of the last 24 hours${isLive ? "" : ", hidden pairs too"}: ${count(sums[23])} in the current hour, ${count(Math.max(...sums))} at most.`;
+  at("hours-said").textContent = `Labels in each of the last 24 hours${isLive || isRanked ? "" : ", hidden pairs too"}: ${count(sums[23])} in the current hour, ${count(Math.max(...sums))} at most.`;
 }
 
 // Cells keep their elements while numbers change, so that the focus stays where it is.
@@ -314,7 +320,7 @@ async function open(name, where = 0, takesFocus = false) {
   return undefined;
 }
 
-const words = ({ choice: side, strength: how }) => (EVEN[side] ?? `${side === "left" ? "A" : "B"} is ${STRENGTHS[how]}`);
+const words = ({ choice: side, strength: how, ranking }) => ranking ? inWords(ranking) : (EVEN[side] ?? `${side === "left" ? "A" : "B"} is ${STRENGTHS[how]}`);
 
 // What a label says; of an imported one it may not be known how long it took.
 function said(one) {
@@ -329,8 +335,11 @@ function showItem() {
   if (!item) return;
   at("place").textContent = `${count(place + 1)} of ${count(total)}${item.missing ? `; lacks ${item.missing} ${item.missing === 1 ? "label" : "labels"}` : ""}`;
   showTurns(at("prompt"), item.prompt, { withRoles: true });
-  showTurns(at("left").lastElementChild, item.left);
-  showTurns(at("right").lastElementChild, item.right);
+  if (isRanked) showGroup(item);
+  else {
+    showTurns(at("left").lastElementChild, item.left);
+    showTurns(at("right").lastElementChild, item.right);
+  }
   const line = (name, text) => make("li", {}, make("b", { textContent: name }), ` ${text}`);
   at("labels").replaceChildren(
     ...item.labels.map((one) => line(one.name, said(one))),
@@ -345,7 +354,21 @@ function showItem() {
   at("reason").value = item.final?.reason ?? "";
   at("previous").disabled = place === 0;
   at("next").disabled = place >= total - 1;
-  choose(null);
+  if (isRanked) rank();
+  else choose(null);
+}
+
+function showGroup({ answers }) {
+  ranks = {};
+  showAnswers(at("group"), answers, ranks, rank);
+  writeAnswers(at("group"), answers, false);
+}
+
+function rank() {
+  const tiers = tiersOf(ranks, items[place - offset].answers.length);
+  paintRanks(at("group"), ranks);
+  at("strength").textContent = tiers ? inWords(tiers) : "1 is best, equal numbers are a tie";
+  at("save").disabled = tiers === null;
 }
 
 function choose(side) {
@@ -367,8 +390,9 @@ async function decide(does, done) {
 const shown = () => items[place - offset]?.item;
 at("decide").onsubmit = (event) => {
   event.preventDefault();
-  if (!choice || !shown()) return;
-  const given = { item: shown(), choice, strength, reason: at("reason").value };
+  if (at("save").disabled || !shown()) return;
+  const told = isRanked ? { choice: null, ranking: tiersOf(ranks, items[place - offset].answers.length) } : { choice, strength };
+  const given = { item: shown(), ...told, reason: at("reason").value };
   decide(() => ask("adjudicate", given), "The verdict is saved.");
 };
 at("withdraw").onclick = () => {
@@ -377,7 +401,7 @@ at("withdraw").onclick = () => {
 };
 at("drop").onclick = () => {
   const given = { item: shown(), reason: at("reason").value };
-  const what = isLive ? "choice" : "pair";
+  const what = isLive ? "choice" : noun;
   const follows = isLive ? "It makes no row, and another one takes its place." : "It leaves the batch, needs no labels and makes no row.";
   sure(`Drop this ${what}? ${follows} This cannot be undone here.`, `Drop the ${what}`, () => decide(() => ask("drop", given), `The ${what} is dropped.`));
 };
@@ -388,13 +412,19 @@ for (const button of at("choices").children) button.onclick = () => choose(butto
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || at("item").hidden || document.querySelector("dialog[open]")) return;
+  const isRank = isRanked && at("panel").contains(event.target) && event.target.type !== "text";
+  if (isRank && takesRank(at("group"), event, ranks)) {
+    event.preventDefault();
+    if (document.activeElement === document.body) at("panel").focus({ preventScroll: true }); // Enter saves
+    return;
+  }
   if (event.target.closest("input, table, [role=tablist]")) return;
   const key = keyOf(event);
-  const does = { j: () => step(1), k: () => step(-1) }[key] ?? (at("panel").contains(event.target) && !isLive && KEYS[key] && (() => choose(KEYS[key])));
+  const does = { j: () => step(1), k: () => step(-1) }[key] ?? (at("panel").contains(event.target) && !isLive && !isRanked && KEYS[key] && (() => choose(KEYS[key])));
   if (does) {
     event.preventDefault();
     if (!event.repeat) does();
-  } else if (key === "enter" && event.target === at("panel") && choice && !event.repeat) {
+  } else if (key === "enter" && event.target === at("panel") && !at("save").disabled && !event.repeat) {
     event.preventDefault();
     at("decide").requestSubmit();
   }
@@ -433,13 +463,29 @@ at("lists").onkeydown = (event) => {
 };
 addEventListener("hashchange", () => location.reload());
 
+// What the page says of pairs, it says of groups; its columns, of each two answers of a ranking.
+function speakOfGroups() {
+  noun = "group";
+  at("pairs-title").textContent = "Groups to look at";
+  at("drop").textContent = "Drop group";
+  for (const list of Object.values(LISTS)) list[1] = list[1].replaceAll("pair", "group").replace("gave different labels", "ranked differently");
+  const first = "Share of the preferences for the answer shown first, of each two answers of a ranking. The order is random, so it is near 50 % for who reads the answers.";
+  const told = { Left: first, Gold: "Applies to pairs only.", Repeats: "Applies to pairs only." };
+  for (const { firstChild: name, lastChild: text } of at("legend").children) text.textContent = told[name.textContent] ?? text.textContent;
+  for (const part of at("people").querySelectorAll("thead th")) if (part.textContent === "Left") part.textContent = "First";
+}
+
 async function begin() {
   if (!token) {
     say("Open the link you were given: it ends in a token of your own.", true);
     return;
   }
   try {
-    const { lead: name, title, live = false } = await ask("hello");
+    const { lead: name, title, live = false, ranked = false } = await ask("hello");
+    isRanked = ranked;
+    for (const id of ["pair", "choices"]) at(id).hidden = isRanked;
+    at("group").hidden = !isRanked;
+    if (isRanked) speakOfGroups();
     lead = name;
     isLive = live;
     furnish();

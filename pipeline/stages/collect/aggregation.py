@@ -10,10 +10,21 @@ from pipeline.evaluation.stats.annotators import dawid_skene
 from pipeline.preferences.agreement import SIGN, Decide, Decision, label_table, majority
 from pipeline.preferences.items import Item
 from pipeline.preferences.labels import VERDICTS, Answer, State
+from pipeline.preferences.rankings import Implied, without_cycles
 from pipeline.preferences.stored_items import ids_of
 
 LEAST_LEAD = 1e-6
 """Lead of a verdict's probability over that of the opposite one below which labels decide nothing."""
+
+
+def aggregated(name: str, pairs: Implied) -> Decide:
+    """Return the function that aggregates the labels of a pair, also of one that follows from rankings.
+
+    Args:
+        name: ``majority`` or ``dawid_skene``.
+        pairs: pairs of the batch, and their labels.
+    """
+    return without_cycles(pairs, decision_by(name, pairs.items, pairs.state))
 
 
 def decision_by(name: str, items: Sequence[Item], state: State) -> Decide:

@@ -9,7 +9,8 @@
 
 `trueup collect RECIPE labels` opens the labelling app; `trueup run` stops at this stage with exit code 3 until the
 labels are complete. Which answer the data calls the chosen one is neither used nor shown. Candidates of a `sample`
-stage (`file: candidates.jsonl`) are paired here.
+stage (`file: candidates.jsonl`) are paired here. With `pair_choice: rank`, and with `file: groups.jsonl`, people rank
+three to six answers.
 
 With `models` in place of `data`, people talk with two of these checkpoints at a time, choose an answer at each turn,
 and the dialogue goes on with it:
@@ -18,7 +19,8 @@ and the dialogue goes on with it:
 
 References: Stiennon et al. 2020, arXiv:2009.01325, section 3.3 (comparisons by people); Touvron et al. 2023,
 arXiv:2307.09288, section 3.2 (the strength of a preference as a margin); Bai et al. 2022, arXiv:2204.05862, section 2
-(live dialogues with two models).
+(live dialogues with two models); Ouyang et al. 2022, arXiv:2203.02155, section 3.5 (rankings of 4 to 9 answers, of
+which all pairs are learnt from).
 """
 
 from __future__ import annotations
@@ -55,6 +57,9 @@ class Live(StageConfig):
     max_new_tokens: int = Field(default=256, ge=1)
 
 
+_NOT_RANKED = ("gold", "repeats", "dimensions")
+"""Fields that concern pairs, and not groups that people rank."""
+
 _OF_PAIRS = ("labels_per_item", "overlap", "gold", "repeats", "aggregate")
 """Fields that concern pairs of the data."""
 
@@ -63,7 +68,7 @@ class Config(PairChoice):
     """Configuration of a collection.
 
     Attributes:
-        data: pairs of answers to compare, or candidates to pair (`PairChoice` says how).
+        data: pairs of answers to compare, or candidates to pair or rank (`PairChoice` says how).
         models: in place of `data`, checkpoints that people talk with, two at a time.
         live: how they talk; for `models`.
         openings: conversations to begin a dialogue with, in turn; for `models`. The last message is offered to the
@@ -107,6 +112,7 @@ class Config(PairChoice):
             statement = f"gold_share is {self.gold_share:g}, without `gold`"
             problems.append(Problem(statement, "pairs whose better answer is known", "add `gold:`"))
         if self.data:
+            problems += self.ranking_problems() if self.pair_choice == "rank" else []
             fields = [name for name in ("live", "openings") if getattr(self, name) is not None]
             return problems + [Problem(f"{name} has no effect with data", "`models` to talk with") for name in fields]
         if len(self.models) < 2 or len(set(self.models)) < len(self.models):
@@ -119,6 +125,12 @@ class Config(PairChoice):
                 remedy = f"leave it out: {why}"
                 problems.append(Problem(f"{name} has no effect with models", remedy=remedy))
         return problems
+
+    def ranking_problems(self) -> list[Problem]:
+        """Return a problem for each field that does not apply where people rank."""
+        changed = [name for name in _NOT_RANKED if getattr(self, name) != type(self).model_fields[name].default]
+        remedy = "leave it out, or pair the answers with another `pair_choice`"
+        return [Problem(f"{name} applies to pairs, and people rank groups here", "", remedy) for name in changed]
 
     @property
     def talk(self) -> Live:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
@@ -12,15 +13,17 @@ from pipeline.preferences import need
 from pipeline.preferences.agreement import edited_pairs, exported, label_table
 from pipeline.preferences.anchors import ledger_name, note_head
 from pipeline.preferences.assignment import Assignment
-from pipeline.preferences.candidates import pairs_to_label
+from pipeline.preferences.candidates import items_to_label
 from pipeline.preferences.events import LedgerEvent
-from pipeline.preferences.items import Item, items_of
+from pipeline.preferences.items import Item
 from pipeline.preferences.labels import Batch, State
 from pipeline.preferences.live.dialogues import Dialogues
+from pipeline.preferences.ranking_rows import ranking_rows
+from pipeline.preferences.rankings import Implied, implied, tau_b
 from pipeline.preferences.rating_rows import rating_rows
 from pipeline.preferences.stored_items import ids_of
 from pipeline.stage import StageContext, StageResult
-from pipeline.stages.collect.aggregation import decision_by
+from pipeline.stages.collect.aggregation import aggregated
 from pipeline.stages.collect.config import Config, ledger_url
 
 FILE = "preferences.jsonl"
@@ -29,21 +32,28 @@ FILE = "preferences.jsonl"
 RATINGS = "ratings.jsonl"
 """File of the artifact with what people said in each dimension, where the stage has dimensions."""
 
+RANKINGS = "rankings.jsonl"
+"""File of the artifact with the rankings, where people rank."""
+
 
 def _batch(ctx: StageContext, config: Config, events: Sequence[LedgerEvent]) -> Batch:
-    """Return the pairs of the data, or those that the models made in the dialogues so far."""
+    """Return the pairs or groups of the data, or the pairs that the models made in the dialogues so far."""
     if config.models:
         return Batch(Dialogues().take(events).items(), total=config.talk.labels)
     rows = ctx.load_rows("data")
-    pairs, alone = pairs_to_label(rows, config, ctx.seed)
+    items, left_out, alone, is_ranked = items_to_label(rows, config, ctx.seed)
+    if is_ranked and (problems := config.ranking_problems()):
+        raise PipelineError(*problems)
+    noun, few = ("group", "three") if is_ranked else ("pair", "two")
     if alone:
-        ctx.note(f"{counted(alone, 'prompt')} {agreeing(alone, 'has', 'have')} no two different answers to compare")
-    items, left_out = items_of(pairs)
+        has = agreeing(alone, "has", "have")
+        ctx.note(f"{counted(alone, 'prompt')} {has} no {few} different answers to {'rank' if is_ranked else 'compare'}")
     if left_out:
         were, they = agreeing(left_out, "was", "were"), agreeing(left_out, "it repeats", "they repeat")
-        ctx.note(f"{counted(left_out, 'pair')} {were} left out: {they} another, or both answers are the same")
+        same = "two" if is_ranked else "both"
+        ctx.note(f"{counted(left_out, noun)} {were} left out: {they} another, or {same} answers are the same")
     if not items:
-        raise PipelineError(Problem("no prompt has two different answers", remedy="bring more answers"))
+        raise PipelineError(Problem(f"no prompt has {few} different answers", remedy="bring more answers"))
     return Batch(items, config.labels_per_item, config.overlap)
 
 
@@ -66,40 +76,36 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         )
         statement = f"waiting for people: {done} of {counted(full, 'label')}"
         raise PipelineError(Problem(statement, "", remedy), exit_code=ExitCode.WAITING)
-    preferences, without = exported(items, state, decision_by(config.aggregate, items, state))
+    pairs = implied(items, state)
+    preferences, without = exported(pairs.items, pairs.state, aggregated(config.aggregate, pairs))
     if not preferences:
         raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
     edits = edited_pairs(preferences, items)
-    with (ctx.out / FILE).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in preferences)
+    kept = [item for item in items if not _is_left_out(item.id, state)]
+    _write(ctx.out / FILE, preferences)
     if config.dimensions:
-        with (ctx.out / RATINGS).open("w", encoding="utf-8") as file:
-            kept = [item for item in items if not _is_left_out(item.id, state)]
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rating_rows(kept, state))
-    verdict_NA = label_table(items, state).verdict_NA
-    agreed = raw_agreement(verdict_NA, seed=ctx.seed)
+        _write(ctx.out / RATINGS, rating_rows(kept, state))
+    if batch.is_ranked:
+        _write(ctx.out / RANKINGS, ranking_rows(kept, state))
     metrics = {
         "labels": float(done),
         "pairs": float(len(preferences)),
         "edited": float(edits),
         "left_out": float(without.total()),
         **_beside(items, state),
+        **_agreement(batch, state, pairs, ctx.seed),
     }
-    if agreed is not None:
-        metrics |= {"agreement": agreed.value, "agreement_low": agreed.low, "agreement_high": agreed.high}
-    alpha = krippendorff_alpha(verdict_NA)
-    if alpha is not None:
-        metrics["krippendorff_alpha"] = alpha
     if config.models:
         metrics |= _preferred(ctx, events, state.dropped)
     reasons = ", ".join(f"{count} {why}" for why, count in sorted(without.items()))
+    noun = "ranking" if batch.is_ranked else "label"
     note_head(store, ledger.batch, state.number, state.head, ledger.url)
     name = ledger_name(ledger.url, store)
     ctx.report(ledger={"batch": ledger.batch, "event": state.number, "head": state.head, "ledger": name})
     return StageResult(
         metrics=metrics,
         rows={"pairs": len(preferences), "labels": done},
-        summary=f"{counted(len(preferences), 'preference')} from {counted(done, 'label')}"
+        summary=f"{counted(len(preferences), 'preference')} from {counted(done, noun)}"
         + (f", {edits} of an edited answer" if edits else "")
         + (f"; no row of {reasons}" if reasons else ""),
     )
@@ -110,6 +116,25 @@ def _beside(items: Sequence[Item], state: State) -> dict[str, float]:
     kinds = Counter(one.kind for item in ids_of(items) if item in state.given for one in state.given[item].values())
     adjudicated = sum(item in state.adjudicated for item in ids_of(items))
     return {"skipped": float(kinds["skip"]), "flagged": float(kinds["flag"]), "adjudicated": float(adjudicated)}
+
+
+def _agreement(batch: Batch, state: State, pairs: Implied, seed: int) -> dict[str, float]:
+    """Return how far people agree; nothing of what has no value."""
+    verdict_NA = label_table(pairs.items, pairs.state).verdict_NA
+    estimates = {"agreement": raw_agreement(verdict_NA, seed=seed, cluster_N=pairs.group_N)}
+    if batch.is_ranked:
+        estimates["kendall_tau_b"] = tau_b(batch.items, state, seed=seed)
+    metrics: dict[str, float] = {}
+    for name, one in estimates.items():
+        if one is not None:
+            metrics |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
+    alpha = krippendorff_alpha(verdict_NA)
+    return metrics if alpha is None else {**metrics, "krippendorff_alpha": alpha}
+
+
+def _write(file: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    with file.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _preferred(ctx: StageContext, events: Sequence[LedgerEvent], dropped: Container[str]) -> dict[str, float]:
