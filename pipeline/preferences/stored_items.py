@@ -82,8 +82,8 @@ class StoredItems(Sequence[Item]):
                 block_begin, size = begin, max(end - begin, min(wanted, _BLOCK))
                 block = os.pread(self._file.fileno(), size, self._start + begin)
             line = block[begin - block_begin : end - block_begin]
-            item_id, prompt, (first, second), propensity, tools = from_json(line, cache_strings="keys")
-            yield Item(item_id, tuple(prompt), (tuple(first), tuple(second)), propensity, tuple(tools))
+            item_id, prompt, responses, propensity, tools = from_json(line, cache_strings="keys")
+            yield Item(item_id, tuple(prompt), tuple(map(tuple, responses)), propensity, tuple(tools))
 
     def _begin(self, place: int) -> int:
         return self._ends[place - 1] if place else 0
