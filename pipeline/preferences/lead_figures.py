@@ -161,11 +161,9 @@ class LeadFigures:
             if self._told is not None and self._told.number == number:
                 return self._told
             times = self._times()
-            ranked = is_ranked(self.batch.items)
-            several = [self.items[i] for i, given in self._state.given.items() if len(given) > 1 and i in self.items]
-            shared = several if ranked else self.batch.items
+            shared = self._shared_groups() if self.batch.is_ranked else self.batch.items
             pairs = implied(shared, self._state)
-            table = label_table(pairs.items, pairs.state, only_shared=not ranked)
+            table = label_table(pairs.items, pairs.state, only_shared=not self.batch.is_ranked)
             figures = self._figures(times) | _tau(shared, self._state)
         figures |= _agreement(table, pairs.group_N)  # takes longest, and needs the state no more
         rest = dict(zip(table.annotators, against_the_rest(table.verdict_NA, cluster_N=pairs.group_N), strict=True))
@@ -175,6 +173,11 @@ class LeadFigures:
         ended = time.monotonic()
         self._rests_until = ended + REST * (ended - began)
         return self._told
+
+    def _shared_groups(self) -> list[Item]:
+        """Return the groups that several people answered; the others say nothing of agreement, and are not parsed."""
+        given = self._state.given.items()
+        return [self.items[item] for item, own in given if len(own) > 1 and item in self.items]
 
     def _read(self) -> None:
         with gc_paused():
