@@ -107,13 +107,23 @@ def implied(items: Sequence[Item], state: State) -> Implied:
         return Implied(items, state, None)
     pairs: list[Item] = []
     groups: list[int] = []
-    made = replace(state, answers=defaultdict(dict), given=defaultdict(dict), dropped={}, adjudicated={}, touched=set())
+    made = replace(
+        state,
+        answers=defaultdict(dict),
+        given=defaultdict(dict),
+        flags=defaultdict(int),
+        dropped={},
+        adjudicated={},
+        touched=set(),
+    )
     for group, item in enumerate(items):
         final = state.adjudicated.get(item.id)
         for first, second in combinations(range(len(item.responses)), 2):
             name = f"{item.id}/{first}-{second}"
             pairs.append(Item(name, item.prompt, (item.responses[first], item.responses[second]), tools=item.tools))
             groups.append(group)
+            if state.is_flagged(item.id):
+                made.flags[name] = state.flags[item.id]
             if item.id in state.dropped:
                 made.dropped[name] = state.dropped[item.id]
             if final is not None and final.tiers is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -15,7 +16,8 @@ from pipeline.evaluation.stats.rankings import kendall_tau_b, rank_agreement
 from pipeline.preferences.agreement import exported, label_table
 from pipeline.preferences.blinding import shown_order
 from pipeline.preferences.candidates import items_to_label
-from pipeline.preferences.events import LedgerEvent, NewEvent
+from pipeline.preferences.events import EventBody, EventKind, LedgerEvent, NewEvent
+from pipeline.preferences.exchange.cautions import cautions
 from pipeline.preferences.exchange.export import FORMATS, Labels, split_rows
 from pipeline.preferences.exchange.files import content_of
 from pipeline.preferences.exchange.importing import Matcher, events_of
@@ -325,6 +327,48 @@ def test_what_applies_to_pairs_only_is_refused(more: Any) -> None:
     (problem,) = Config(data="answers", pair_choice="rank", **more).check()
     assert problem.found == f"{next(iter(more))} applies to pairs, and people rank groups here"
     assert Config(data="answers", **more).check() == []
+
+
+def _said(*events: tuple[str, dict[str, Any]]) -> State:
+    """Return the state after events about the first group."""
+    return State().take(
+        LedgerEvent(n, 0.0, cast(EventKind, kind), cast(EventBody, {"item": ITEMS[0].id, **body}), "")
+        for n, (kind, body) in enumerate(events, 1)
+    )
+
+
+RANKED = ("label", {"annotator": "ada", "ranking": [[1], [0, 2]], "order": [2, 0, 1]})
+FLAGGED = ("flag", {"annotator": "bob", "flag": "harmful", "reason": "rude"})
+
+
+def test_a_group_that_somebody_flagged_makes_no_row_until_a_lead_decides() -> None:
+    pairs = implied(ITEMS, _said(RANKED, FLAGGED))
+    assert exported(pairs.items, pairs.state) == ([], Counter(flagged=3))
+    taken_back = ("undo", {"annotator": "bob", "until": 0.0})
+    pairs = implied(ITEMS, _said(RANKED, FLAGGED, taken_back))
+    assert len(exported(pairs.items, pairs.state)[0]) == 2
+    decided = ("adjudicate", {"annotator": "lin", "ranking": [[2], [1], [0]]})
+    pairs = implied(ITEMS, _said(RANKED, FLAGGED, decided))
+    assert _texts(exported(pairs.items, pairs.state)[0]) == [("b", "a", 1.0), ("c", "a", 2.0), ("c", "b", 1.0)]
+
+
+def test_exported_rankings_have_what_pairs_have_and_speak_of_groups() -> None:
+    """Responses are submitted in Argilla; calls of tools are in the prompt; tools are in raw rows or are counted."""
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    prompt = (*ITEMS[0].prompt, {"role": "assistant", "content": "", "tool_calls": [call]})
+    tools = ({"type": "function", "function": {"name": "add"}},)
+    item = replace(ITEMS[0], prompt=cast(Any, prompt), tools=tools)
+    ranked = ("label", {"annotator": "ada", "ranking": [[1], [0], [2]], "order": [2, 0, 1]})
+    final = ("adjudicate", {"annotator": "lin", "ranking": [[2], [1], [0]]})
+    labels = Labels([item], _said(ranked, final, ("drop", {})), {})
+    (record,), without = RANKING_FORMATS["argilla"](labels)
+    assert record.row["responses"]["ranking"][0]["status"] == "submitted"
+    assert "add" in record.row["fields"]["prompt"][1]["content"]
+    assert without == Counter({"label of a group whose tools have no place there": 1})
+    (raw,), _ = RANKING_FORMATS["raw"](labels)
+    assert raw.row["tools"] == list(tools)
+    told = list(cautions(labels, [raw.row], "raw"))
+    assert [one.split(" is ")[0].split(" with ")[0] for one in told] == ["1 group", "1 group"]
 
 
 def test_ids_of_pairs_of_different_groups_differ() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pipeline.errors import agreeing, counted
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.exchange.export import Labels
+from pipeline.preferences.items import is_ranked
 from pipeline.preferences.probes import is_probe
 from pipeline.preferences.stored_items import ids_of
 
@@ -37,7 +38,8 @@ def cautions(labels: Labels, rows: Sequence[JsonObject], row_format: str) -> Ite
     known = frozenset(ids_of(labels.items))
     answered = (item for own in labels.state.answers.values() for item in own)
     if gone := sum(item not in known and not is_probe(item) for item in answered):
-        yield f"{counted(gone, 'answer')} to pairs that the data do not have now {agreeing(gone, 'is', 'are')} left out"
+        of = f"{counted(gone, 'answer')} to {'groups' if is_ranked(labels.items) else 'pairs'}"
+        yield f"{of} that the data do not have now {agreeing(gone, 'is', 'are')} left out"
     if row_format in SINGLE:
         yield from _overruled(labels, known)
     if labels.pseudonyms and (named := _naming(labels, rows)):
@@ -52,12 +54,13 @@ def cautions(labels: Labels, rows: Sequence[JsonObject], row_format: str) -> Ite
 
 def _overruled(labels: Labels, known: frozenset[str]) -> Iterator[str]:
     """Yield what decides pairs beside the labels that the rows have."""
+    noun = "group" if is_ranked(labels.items) else "pair"
     if final := len(labels.state.adjudicated.keys() & known):
-        by = f"{counted(final, 'pair')} {agreeing(final, 'is', 'are')} decided by a lead"
+        by = f"{counted(final, noun)} {agreeing(final, 'is', 'are')} decided by a lead"
         yield f"{by}, whose verdict is nobody's label: --format preference has it"
     if dropped := sum(bool(labels.state.given.get(item)) for item in labels.state.dropped.keys() & known):
         were = agreeing(dropped, "was", "were")
-        yield f"{counted(dropped, 'pair')} with answers {were} dropped; these answers are rows too"
+        yield f"{counted(dropped, noun)} with answers {were} dropped; these answers are rows too"
 
 
 def _naming(labels: Labels, rows: Iterable[JsonObject]) -> int:

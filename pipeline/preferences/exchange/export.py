@@ -208,7 +208,7 @@ def verdicts_of(labels: Labels, without: Counter[str]) -> Iterator[tuple[Item, s
         if answer.details is not None:
             without[NO_PLACE] += 1
         if item.tools:
-            without["label of a pair whose tools have no place there"] += 1
+            without[f"label of a {'group' if item.is_ranked else 'pair'} whose tools have no place there"] += 1
         yield item, name, answer
 
 
@@ -218,7 +218,7 @@ def argilla_rows(labels: Labels) -> Rows:
     The settings that fit are a `ChatField` prompt, `TextField` response_a and response_b, a `LabelQuestion` preference
     of response_a, response_b, tie, both good and both bad, and a `RatingQuestion` strength of 1, 2 and 3, which is not
     required: only preferences have it. Argilla knows people by UUIDs and takes responses of users that it has; the
-    metadata say whose they are. A response without a status would be a draft. Skips and flags have no place in a
+    metadata say whose they are. Skips and flags have no place in a
     record, and are counted.
     """
     records: dict[str, Exported] = {}
@@ -230,29 +230,37 @@ def argilla_rows(labels: Labels) -> Rows:
     for item, name, answer in verdicts_of(labels, without):
         user, person = users[name]
         if item.id not in records:
-            records[item.id] = Exported(item.prompt, _record(item))
+            texts = dict(zip(SIDES.values(), map(readable, item.responses), strict=True))
+            records[item.id] = Exported(item.prompt, argilla_record(item, texts, "preference"))
         record = records[item.id].row
         verdict = _WORDS.get(answer.verdict, answer.verdict)
-        record["responses"]["preference"].append(_submitted(verdict, user))
+        record["responses"]["preference"].append(submitted(verdict, user))
         if answer.verdict in SIDES:
-            record["responses"].setdefault("strength", []).append(_submitted(answer.strength, user))
+            record["responses"].setdefault("strength", []).append(submitted(answer.strength, user))
         record["metadata"]["people"].append(person)
     return list(records.values()), without
 
 
-def _submitted(value: object, user: str) -> JsonObject:
+def submitted(value: object, user: str) -> JsonObject:
+    """Return a user's response to a question of Argilla; one without a status would be a draft."""
     return {"value": value, "user_id": user, "status": "submitted"}
 
 
-def _record(item: Item) -> JsonObject:
-    first, second = map(readable, item.responses)
+def argilla_record(item: Item, texts: Mapping[str, str], question: str) -> JsonObject:
+    """Return a record of Argilla without responses of users.
+
+    Args:
+        item: the pair or group.
+        texts: text of each of its responses, by name of the field.
+        question: name of the question that people answer.
+    """
     prompt = [{"role": turn["role"], "content": content_of(turn)} for turn in item.prompt]
     return {
         "id": item.id,
-        "fields": {"prompt": prompt, "response_a": first, "response_b": second},
+        "fields": {"prompt": prompt, **texts},
         "metadata": {"people": []},
         "suggestions": {},
-        "responses": {"preference": []},
+        "responses": {question: []},
         "vectors": {},
         "_server_id": None,
     }

@@ -17,8 +17,10 @@ from pipeline.preferences.exchange.export import (
     Exported,
     Labels,
     Rows,
+    argilla_record,
     result_of,
     said_of,
+    submitted,
     verdicts_of,
 )
 from pipeline.preferences.exchange.texts import cell, readable
@@ -89,26 +91,13 @@ def argilla_rankings(labels: Labels) -> Rows:
             without[TIED] += 1
             continue
         user = str(uuid.uuid5(ARGILLA_NAMESPACE, labels.name(name)))
-        record = records.setdefault(item.id, Exported(item.prompt, _record(item))).row
-        record["responses"]["ranking"].append(
-            {"value": [one for tier in _named(tiers) for one in tier], "user_id": user}
-        )
+        if item.id not in records:
+            texts = dict(zip(NAMES, map(readable, item.responses), strict=False))
+            records[item.id] = Exported(item.prompt, argilla_record(item, texts, "ranking"))
+        record = records[item.id].row
+        record["responses"]["ranking"].append(submitted([one for tier in _named(tiers) for one in tier], user))
         record["metadata"]["people"].append(f"{user} {labels.name(name)}")
     return list(records.values()), without
-
-
-def _record(item: Item) -> JsonObject:
-    prompt = [{"role": turn["role"], "content": turn["content"]} for turn in item.prompt]
-    texts = dict(zip(NAMES, map(readable, item.responses), strict=False))
-    return {
-        "id": item.id,
-        "fields": {"prompt": prompt, **texts},
-        "metadata": {"people": []},
-        "suggestions": {},
-        "responses": {"ranking": []},
-        "vectors": {},
-        "_server_id": None,
-    }
 
 
 LABEL_STUDIO_RANKER = """

@@ -16,7 +16,7 @@ const POLL_S = 20;
 const ENDS = {
   closed: "No more labels are needed. Thank you!",
   done: "Nothing is left for you here. Thank you!",
-  later: "Nothing is left for you just now. Others are at the last pairs: one that they leave is shown here.",
+  later: "Nothing is left for you just now. Others are at the last ones: what they leave is shown here.",
 };
 let items = [];
 let shownAt = 0;
@@ -165,7 +165,7 @@ async function takeBack() {
     take(told); // the pair whose answer was taken back is the first
     show();
     const isShown = told.undone && items[0]?.item === told.undone;
-    const back = isShown ? "Your last answer is taken back." : "Your last answer is taken back. Its pair needs no label any more, so it is not shown.";
+    const back = isShown ? "Your last answer is taken back." : `Your last answer is taken back. ${isRanked ? "Its group" : "Its pair"} needs no label any more, so it is not shown.`;
     say(told.undone ? back : "There is nothing to undo.");
   } catch (error) {
     say(error.message, true);

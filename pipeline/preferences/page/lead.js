@@ -485,10 +485,10 @@ async function begin() {
     isRanked = ranked;
     for (const id of ["pair", "choices"]) at(id).hidden = isRanked;
     at("group").hidden = !isRanked;
-    if (isRanked) speakOfGroups();
     lead = name;
     isLive = live;
     furnish();
+    if (isRanked) speakOfGroups();
     at("title").textContent = `${title}: how it goes`;
     document.title = `${title} · ${lead}`;
     await refresh();
