@@ -43,6 +43,7 @@ from collect_people import App, Lead, Person, Visitor  # noqa: E402
 from pipeline.preferences.items import items_of  # noqa: E402
 from pipeline.preferences.labels import State  # noqa: E402
 from pipeline.preferences.ledger import Ledger  # noqa: E402
+from pipeline.records.shapes.conversion import shaped  # noqa: E402
 
 
 class Size(NamedTuple):
@@ -78,15 +79,7 @@ def make_world(folder: Path, url: str, size: Size) -> None:
     ]
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "bench.yaml").write_text(RECIPE)
-    turns = [
-        {
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            "chosen": [{"role": "assistant", "content": row["chosen"]}],
-            "rejected": [{"role": "assistant", "content": row["rejected"]}],
-        }
-        for row in rows
-    ]
-    items, _ = items_of(turns)
+    items, _ = items_of(shaped(row, "preference", "preference") for row in rows)
     rng = random.Random(0)
     events: list[Any] = [("batch", {"salt": "0" * 32})]
     for n in range((size.events - 1) // 2):

@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.preferences.items import items_of, wanted  # noqa: E402
 from pipeline.preferences.ledger import Ledger  # noqa: E402
+from pipeline.records.shapes.conversion import shaped  # noqa: E402
 
 FORMATS = ("preference", "unpaired", "raw", "hh", "csv", "parquet", "argilla", "label-studio")
 OVERLAP = 0.15
@@ -57,18 +58,10 @@ def make_world(folder: Path, labels: int, length: int) -> None:
         rows.append({"prompt": f"question {n}", "chosen": f"{n}: {first}", "rejected": f"of {n}: {second}"})
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "bench.yaml").write_text(RECIPE)
-    turns = [
-        {
-            "prompt": [{"role": "user", "content": row["prompt"]}],
-            "chosen": [{"role": "assistant", "content": row["chosen"]}],
-            "rejected": [{"role": "assistant", "content": row["rejected"]}],
-        }
-        for row in rows
-    ]
     people = [f"person-{n}" for n in range(50)]
     events: list[Any] = [("batch", {"salt": "0" * 32})]
     events += [("annotator", {"name": name, "token": name}) for name in people]
-    for item in items_of(turns)[0]:
+    for item in items_of(shaped(row, "preference", "preference") for row in rows)[0]:
         for who in rng.sample(people, wanted(item.id, 1, OVERLAP)):
             events.append(("lease", {"annotator": who, "items": [item.id], "until": 0.0}))
             events.append(("label", {**choice(rng), "item": item.id, "annotator": who}))

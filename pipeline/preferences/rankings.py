@@ -7,7 +7,7 @@ those of one ranking are not independent of each other.
 
 Reference: Ouyang et al. 2022, arXiv:2203.02155, section 3.5 (all pairs of a ranking train the reward model).
 
-Shape legend: N pairs.
+Shape legend: N pairs; of a group: K responses, P pairs, O orders of the responses.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations, permutations
 from typing import Annotated, NamedTuple
 
@@ -191,15 +192,20 @@ def without_cycles(pairs: Implied, decide: Decide) -> Decide:
 
 def _contradicted(margins: Sequence[float]) -> list[int]:
     """Return the places of the margins, one for each two responses, that not every best order follows."""
-    count = next(k for k in range(3, 99) if k * (k - 1) // 2 == len(margins))
-    pairs = list(combinations(range(count), 2))
-    sign_P = np.sign(margins)
-    rank_OK = np.argsort(np.array(list(permutations(range(count)))), 1)  # O orders, K responses
-    follows_OP = np.stack([np.sign(rank_OK[:, second] - rank_OK[:, first]) for first, second in pairs], 1)
+    follows_OP = _orders(len(margins))
     score_O = follows_OP @ np.asarray(margins, float)
     best_OP = follows_OP[score_O >= score_O.max() - 1e-9]
-    against_P = (best_OP * sign_P < 0).any(0)
+    against_P = (best_OP * np.sign(margins) < 0).any(0)
     return [int(place) for place in np.flatnonzero(against_P)]
+
+
+@cache
+def _orders(pairs: int) -> NDArray[np.int64]:
+    """Return what each order of the responses that make so many pairs says of each pair: 1 if the first is better."""
+    count = next(k for k in range(3, MOST_RANKED + 1) if k * (k - 1) // 2 == pairs)
+    rank_OK = np.argsort(np.array(list(permutations(range(count)))), 1)
+    pairs_of = combinations(range(count), 2)
+    return np.stack([np.sign(rank_OK[:, second] - rank_OK[:, first]) for first, second in pairs_of], 1)
 
 
 def shown_first(answers: Iterable[Answer]) -> Estimate | None:

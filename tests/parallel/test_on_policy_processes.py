@@ -50,6 +50,16 @@ def seen(folder: Path, ranks: str) -> list[list[list[list[str]]]]:
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
+def _practised(world: Any, sharding: str) -> list[list[list[list[str]]]]:
+    """Train with one process and with two; return what each was given rewards for, the single one's first."""
+    gold = world.recipe.parent / "gold.py"
+    text = gold.read_text()
+    for ranks, sets in (("1", ()), ("2", ("compute.processes=2", f"compute.{sharding}"))):
+        gold.write_text(text + SEES.replace("{ranks}", ranks))
+        world.train(ranks, ("practice",), "compute.micro_batch=4", *sets)
+    return [*seen(gold.parent, "1"), *seen(gold.parent, "2")]
+
+
 @pytest.mark.parametrize(
     ("kind", "group", "sharding"),
     [
@@ -66,13 +76,7 @@ def test_two_processes_share_the_prompts_of_one(
     if sharding in ("zero=2", "zero=3"):
         pytest.importorskip("deepspeed", reason="ZeRO needs DeepSpeed: pip install 'trueup[deepspeed]'")
     world = spread_world(STAGE.format(kind=kind, group=group, train=TRAIN))
-    gold = world.recipe.parent / "gold.py"
-    text = gold.read_text()
-    for ranks, sets in (("1", ()), ("2", ("compute.processes=2", f"compute.{sharding}"))):
-        gold.write_text(text + SEES.replace("{ranks}", ranks))
-        world.train(ranks, ("practice",), "compute.micro_batch=4", *sets)
-    (alone,) = seen(gold.parent, "1")
-    first, second = seen(gold.parent, "2")
+    alone, first, second = _practised(world, sharding)
     assert [len(asked) for asked, _ in alone] == [16, 16]
     assert all(len(set(asked[i : i + group])) == 1 for asked, _ in alone for i in range(0, 16, group))
     assert [one + other for (one, _), (other, _) in zip(first, second, strict=True)] == [asked for asked, _ in alone]
@@ -96,14 +100,7 @@ def test_two_processes_sample_with_our_own_loop_what_one_does(
     stage = STAGE.format(kind=kind, group=4, train=train).replace(
         "model: sft", "model: sft\n    rollout_engine: batched"
     )
-    world = spread_world(stage)
-    gold = world.recipe.parent / "gold.py"
-    text = gold.read_text()
-    for ranks, sets in (("1", ()), ("2", ("compute.processes=2", f"compute.{sharding}"))):
-        gold.write_text(text + SEES.replace("{ranks}", ranks))
-        world.train(ranks, ("practice",), "compute.micro_batch=4", *sets)
-    (alone,) = seen(gold.parent, "1")
-    first, second = seen(gold.parent, "2")
+    alone, first, second = _practised(spread_world(stage), sharding)
     assert first[0][1] + second[0][1] == alone[0][1]
     assert len(set(alone[0][1])) > 8  # of 16 responses to 4 prompts
 

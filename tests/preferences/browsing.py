@@ -15,6 +15,10 @@ SIZES = {"wide": (1280, 800), "phone": (390, 844)}
 PICTURES = os.environ.get("TRUEUP_TEST_PICTURES")
 """A folder to leave pictures of the page in, for people to look at."""
 
+AXE = next((Path(__file__).parent / "axe").glob("axe-*.min.js"))
+_RUN = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
+  .map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(' ').slice(0, 300)}`)"""
+
 
 class Page:
     """A page of the app, and what went wrong in it."""
@@ -48,6 +52,14 @@ class Page:
         """Leave a picture for people to look at, if they asked for some."""
         if PICTURES:
             self.page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=full)
+
+    def load_axe(self) -> None:
+        """Have axe-core in every page that is opened from now on."""
+        self.context.add_init_script(path=AXE)
+
+    def violations(self) -> list[str]:
+        """Return what axe-core objects to in the page as it is."""
+        return list(self.page.evaluate(_RUN))
 
     def better(self) -> str:
         """Return the key of the answer that is right."""

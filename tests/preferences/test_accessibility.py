@@ -13,9 +13,6 @@ from browsing import SIZES, Page, sync_api
 from pipeline.preferences.labels import State
 from pipeline.preferences.ledger import Ledger
 
-AXE = next((Path(__file__).parent / "axe").glob("axe-*.min.js"))
-RUN = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
-  .map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(' ').slice(0, 300)}`)"""
 ANSWER = "**Yes**, `x`:\n\n```\n" + "long code " * 40 + "\n```\n\n"
 ANSWER += "| a | b |\n|---|---|\n| $x^2$ | [more](https://example.org) |\n"
 
@@ -42,13 +39,13 @@ def test_axe_has_nothing_to_say_of_any_state_of_the_page(
 ) -> None:
     app = open_many("ada", pairs=1)
     shown = Page(browser, size, scheme)
-    shown.context.add_init_script(path=AXE)
+    shown.load_axe()
     shown.open(app, "ada")
     wrong: dict[str, list[str]] = {}
 
     def look(state: str) -> None:
         shown.picture(f"state-{state}-{size}-{scheme}")
-        if told := shown.page.evaluate(RUN):
+        if told := shown.violations():
             wrong[state] = told
 
     look("start")

@@ -184,11 +184,6 @@ def test_the_page_fits_can_be_read_and_shows_markup_as_text(browser: Any, talk: 
         shown.context.close()
 
 
-AXE = next((Path(__file__).parent / "axe").glob("axe-*.min.js"))
-RUN = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
-  .map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(' ').slice(0, 300)}`)"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_said_of_the_answers_by_keys_alone_reaches_the_ledger_and_axe_has_nothing_to_say(
@@ -196,14 +191,14 @@ def test_what_is_said_of_the_answers_by_keys_alone_reaches_the_ledger_and_axe_ha
 ) -> None:
     app = talk("--annotators", "ada")
     shown = Page(browser, app, "ada", size, scheme)
-    shown.context.add_init_script(path=AXE)
+    shown.load_axe()
     shown.page.reload()
     shown.waits_for("#compose")
     wrong: dict[str, list[str]] = {}
 
     def look(state: str) -> None:
         shown.picture(f"live-{state}-{size}-{scheme}")
-        if told := shown.page.evaluate(RUN):
+        if told := shown.violations():
             wrong[state] = told
 
     look("begin")
@@ -351,7 +346,7 @@ def test_a_lead_sees_how_dialogues_go_and_what_has_no_meaning_there(browser: Any
         ada.sees("#progress", "1 of 40 labels, 1 yours" if key == "1" else "1 of 40 labels, 2 yours")
     ada.context.close()
     lead = Browsing(browser)
-    lead.context.add_init_script(path=AXE)
+    lead.load_axe()
     expect = sync_api.expect
     lead.page.goto(f"{app.address}/lead#{app.tokens['lin']}")
     lead.page.wait_for_selector("#item:not([hidden])")
@@ -361,7 +356,7 @@ def test_a_lead_sees_how_dialogues_go_and_what_has_no_meaning_there(browser: Any
     expect(lead.page.locator("#no-verdict")).to_be_visible()
     assert not lead.page.is_visible("#choices") and not lead.page.is_visible("#save")
     assert lead.read("#people thead").split() == ["Person", "Labels", "Per", "hour", "Median", "Fast", "Left", "Link"]
-    assert lead.page.evaluate(RUN) == []
+    assert lead.violations() == []
     lead.page.click("[data-list=chosen]")
     expect(lead.page.locator("#labels")).to_contain_text("is slightly better")
     lead.press("1")  # no verdict

@@ -13,9 +13,6 @@ from browsing import SIZES, Page, sync_api
 from pipeline.preferences.labels import State
 from pipeline.preferences.ledger import Ledger
 
-AXE = next((Path(__file__).parent / "axe").glob("axe-*.min.js"))
-RUN = """async () => (await axe.run(document, {resultTypes: ['violations']})).violations
-  .map((one) => `${one.id}: ${one.nodes.map((node) => node.html).join(' ').slice(0, 300)}`)"""
 RECIPE = """
 name: ranked
 data:
@@ -121,14 +118,14 @@ def test_offline_keeps_the_ranking_and_it_counts_once(browser: Any, app: Any, tm
 @pytest.mark.parametrize("size", SIZES)
 def test_axe_has_nothing_to_say_and_a_finger_is_enough(browser: Any, app: Any, size: str, scheme: str) -> None:
     shown = Page(browser, size, scheme)
-    shown.context.add_init_script(path=AXE)
+    shown.load_axe()
     shown.open(app, "ada")
     wrong: dict[str, list[str]] = {}
 
     def look(state: str) -> None:
         shown.picture(f"rank-{state}-{size}-{scheme}")
         shown.picture(f"rank-{state}-{size}-{scheme}-full", full=True)
-        if told := shown.page.evaluate(RUN):
+        if told := shown.violations():
             wrong[state] = told
 
     look("start")
@@ -171,11 +168,11 @@ def test_a_lead_sees_how_people_differ_and_ranks(browser: Any, app: Any, tmp_pat
         if not turned:
             app.ask("lead/overview", "lin")
     lead = Page(browser)
-    lead.context.add_init_script(path=AXE)
+    lead.load_axe()
     lead.page.goto(f"{app.address}/lead#{app.tokens['lin']}")
     lead.page.wait_for_selector("#work:not([hidden])")
     lead.picture("rank-lead", full=True)
-    assert lead.page.evaluate(RUN) == []
+    assert lead.violations() == []
     assert "-1.00" in lead.read("#figures") and "Groups to look at" in lead.read("#pairs-title")
     heads = lead.page.locator("#people thead th").all_inner_texts()
     assert "first" in [one.lower() for one in heads] and "left" not in [one.lower() for one in heads]

@@ -20,9 +20,6 @@ export function tiersOf(ranks, count) {
 // Return a ranking in words: "B > A = C".
 export const inWords = (tiers) => tiers.map((tier) => tier.map((place) => LETTERS[place]).join(" = ")).join(" > ");
 
-// Return the ranks that a ranking gives.
-export const ranksOf = (tiers) => Object.fromEntries(tiers.flatMap((tier, rank) => tier.map((place) => [place, rank + 1])));
-
 function rankRow(place, count, choose) {
   const row = document.createElement("div");
   row.className = "ranks";
