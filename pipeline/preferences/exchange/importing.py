@@ -113,7 +113,7 @@ def events_of(said: Iterable[Said], matcher: Matcher, state: State, source: str,
 
 def _answered(answer: Answer) -> JsonObject:
     """Return what `_compared` reads of an answer."""
-    return {"kind": answer.kind, "verdict": answer.verdict, "strength": answer.strength}
+    return {"kind": answer.kind, "verdict": answer.verdict, "strength": answer.strength, "tiers": answer.tiers}
 
 
 def _compared(body: JsonObject, kind: str) -> JsonObject:

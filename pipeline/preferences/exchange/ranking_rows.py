@@ -44,8 +44,8 @@ def ranking_table(labels: Labels) -> Rows:
         row = exported_row.row
         for column in ("prompt", *NAMES):
             row[column] = cell(row[column]) if column in row else None
-        for column in ("ranking", "shown"):
-            row[column] = json.dumps(row[column]) if row[column] is not None else None
+        for column in ("ranking", "shown", "tools"):
+            row[column] = json.dumps(row[column], ensure_ascii=False) if row[column] is not None else None
     return rows, without
 
 
@@ -71,6 +71,7 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "reason": answer.reason or None,
         "comment": details.comment or None,
         "flag": details.flag,
+        "tools": list(item.tools) or None,
     }
 
 
