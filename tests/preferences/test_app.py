@@ -242,18 +242,8 @@ def test_a_comment_an_edit_and_the_kind_of_a_flag_are_in_the_ledger_and_the_edit
 
 
 def test_pressing_ctrl_c_twice_ends_the_app_without_a_traceback(people: Path, tmp_path: Path) -> None:
-    line = [
-        sys.executable,
-        "-m",
-        "pipeline.cli",
-        "collect",
-        str(people),
-        "labels",
-        "--port",
-        "0",
-        "--annotators",
-        "ada",
-    ]
+    command = ["collect", str(people), "labels", "--port", "0", "--annotators", "ada"]
+    line = [sys.executable, "-m", "pipeline.cli", *command]
     around = {**os.environ, "TRUEUP_LEDGER": f"sqlite:///{tmp_path / 'l.db'}", "PYTHONPATH": str(ROOT)}
     app = subprocess.Popen(line, env=around, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert app.stdout is not None
@@ -264,4 +254,5 @@ def test_pressing_ctrl_c_twice_ends_the_app_without_a_traceback(people: Path, tm
         app.send_signal(signal.SIGINT)
         time.sleep(0.05)
     told = app.communicate(timeout=800)[1]
-    assert "Traceback" not in told and app.returncode == 130, told
+    # The first one may have ended it in order before the second came.
+    assert "Traceback" not in told and app.returncode in (0, 130), (app.returncode, told)
