@@ -176,7 +176,9 @@ def test_a_lead_sees_how_people_differ_and_ranks(browser: Any, app: Any, tmp_pat
     assert "-1.00" in lead.read("#figures") and "Groups to look at" in lead.read("#pairs-title")
     heads = lead.page.locator("#people thead th").all_inner_texts()
     assert "first" in [one.lower() for one in heads] and "left" not in [one.lower() for one in heads]
-    assert "answer shown first" in (lead.page.text_content("#legend") or "")
+    assert lead.page.locator("#people td[data-label=First]").count() == 2
+    legend = lead.page.text_content("#legend") or ""
+    assert "answer shown first" in legend and "flagged groups" in legend
     said = lead.page.locator("#labels li").all_inner_texts()
     assert [one.partition(",")[0].split()[0] for one in said] == ["ada", "grace"] and said[0] != said[1]
     assert all(one.count(">") == 3 for one in said)

@@ -434,6 +434,9 @@ def test_files_of_other_tools_and_of_wrong_rankings() -> None:
         "person": "ada",
         "ranking": [["response_a"], ["response_b"], ["response_c"]],
     }
+    empty = dict.fromkeys(("kind", "shown", "seconds", "guidelines", "comment", "flag", "item"), float("nan"))
+    (one,) = said_in([{**raw, **empty}], "raw", counts, RANKING_READERS)  # as pandas writes empty cells
+    assert (one.tiers, one.order, one.guidelines, one.item) == (((0,), (1,), (2,)), None, "", "") and not counts
     wrong: Any = [
         {**raw, "ranking": [["response_a"], ["response_b"]]},
         {**raw, "ranking": [["response_a"], ["response_a", "response_b", "response_c"]]},

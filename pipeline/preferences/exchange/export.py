@@ -174,16 +174,23 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "strength": answer.strength if answer.verdict in SIDES else None,
         "seconds": answer.seconds if is_label else None,
         "left": _LEFT[answer.swapped] if is_label else None,
+        **circumstances(labels, item, answer),
+        "edit": details.edit or None,
+        "ratings": {name: _rating(rating) for name, rating in details.ratings.items()} or None,
+        "flag": details.flag,
+        "tools": list(item.tools) or None,
+    }
+
+
+def circumstances(labels: Labels, item: Item, answer: Answer) -> JsonObject:
+    """Return what a raw row of a pair or of a ranking says beside the answer itself."""
+    return {
         "guidelines": answer.guidelines or None,
         "propensity": item.propensity,
         "event": answer.number,
         "time": labels.times.get(answer.number),
         "reason": answer.reason or None,
-        "comment": details.comment or None,
-        "edit": details.edit or None,
-        "ratings": {name: _rating(rating) for name, rating in details.ratings.items()} or None,
-        "flag": details.flag,
-        "tools": list(item.tools) or None,
+        "comment": (answer.details and answer.details.comment) or None,
     }
 
 

@@ -16,9 +16,11 @@ from pipeline.preferences.exchange.reading import (
     Reader,
     Said,
     annotator_of,
+    cell_text,
     flag_of,
     people_of,
     seconds_of,
+    tool_format,
 )
 from pipeline.preferences.exchange.texts import words
 from pipeline.preferences.labels import Tiers
@@ -31,10 +33,8 @@ def ranking_format(row: Row) -> str:
     Raises:
         PipelineError: the columns are those of no format.
     """
-    if isinstance(row.get("data"), Mapping) and ("annotations" in row or "completions" in row):
-        return "label-studio"
-    if isinstance(row.get("fields"), Mapping) and "responses" in row:
-        return "argilla"
+    if tool := tool_format(row):
+        return tool
     if {"ranking", *NAMES[:3]} <= row.keys():
         return "raw"
     raise PipelineError(
@@ -59,28 +59,31 @@ def _tiers(named: object, names: Sequence[str]) -> Tiers:
 
 
 def _parsed(value: object) -> object:
-    return json.loads(value) if isinstance(value, str) and value else value
+    """Return a list of a raw row, which is JSON in a table; None of an empty cell."""
+    if not cell_text(value):
+        return None
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def _of_raw(row: Row) -> Iterator[Said]:
-    kind = str(row.get("kind") or "label")
+    kind = cell_text(row.get("kind")) or "label"
     if kind not in ("label", "skip", "flag"):
         return
-    names = [name for name in NAMES if row.get(name)]
+    names = [name for name in NAMES if cell_text(row.get(name))]
     ranking, shown = _parsed(row.get("ranking")), _parsed(row.get("shown"))
     if kind == "label" and not ranking:
         return
     yield Said(
         words(row["prompt"]),
         tuple(words(row[name]) for name in names),
-        str(row.get("person") or ""),
+        cell_text(row.get("person")),
         cast(EventKind, kind),
         seconds=seconds_of(row.get("seconds")),
-        guidelines=str(row.get("guidelines") or ""),
-        reason=str(row.get("reason") or ""),
-        details=Details(str(row.get("comment") or ""), flag=flag_of(row)),
+        guidelines=cell_text(row.get("guidelines")),
+        reason=cell_text(row.get("reason")),
+        details=Details(cell_text(row.get("comment")), flag=flag_of(row)),
         tiers=_tiers(ranking, names) if kind == "label" else None,
-        item=str(row.get("item") or ""),
+        item=cell_text(row.get("item")),
         order=tuple(map(names.index, map(str, cast(Sequence[str], shown)))) if shown else None,
     )
 

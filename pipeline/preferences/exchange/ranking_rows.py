@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from pipeline.plain_data import JsonObject
-from pipeline.preferences.details import Details
 from pipeline.preferences.exchange.export import (
     ARGILLA_NAMESPACE,
     Exported,
     Labels,
     Rows,
     argilla_record,
+    circumstances,
     result_of,
     said_of,
     submitted,
@@ -56,7 +56,6 @@ def _named(tiers: Sequence[Sequence[int]]) -> list[list[str]]:
 
 
 def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
-    details = answer.details or Details()
     return {
         "item": item.id,
         "prompt": list(item.prompt),
@@ -66,13 +65,8 @@ def _raw(labels: Labels, item: Item, name: str, answer: Answer) -> JsonObject:
         "ranking": _named(answer.tiers) if answer.tiers else None,
         "shown": [NAMES[place] for place in answer.order] if answer.order else None,
         "seconds": answer.seconds if answer.kind == "label" else None,
-        "guidelines": answer.guidelines or None,
-        "propensity": item.propensity,
-        "event": answer.number,
-        "time": labels.times.get(answer.number),
-        "reason": answer.reason or None,
-        "comment": details.comment or None,
-        "flag": details.flag,
+        **circumstances(labels, item, answer),
+        "flag": answer.details.flag if answer.details else None,
         "tools": list(item.tools) or None,
     }
 

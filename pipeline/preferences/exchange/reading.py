@@ -84,16 +84,21 @@ Reader = Callable[[Row], Iterator[Said]]
 """Yields what a row says."""
 
 
+def tool_format(row: Row) -> str | None:
+    """Return the tool whose export has a row; None for a row of a table."""
+    if isinstance(row.get("data"), Mapping) and ("annotations" in row or "completions" in row):
+        return "label-studio"
+    return "argilla" if isinstance(row.get("fields"), Mapping) and "responses" in row else None
+
+
 def pair_format(row: Row) -> str:
     """Return the format of a file's rows, from the first of them.
 
     Raises:
         PipelineError: the columns are those of no format.
     """
-    if isinstance(row.get("data"), Mapping) and ("annotations" in row or "completions" in row):
-        return "label-studio"
-    if isinstance(row.get("fields"), Mapping) and "responses" in row:
-        return "argilla"
+    if tool := tool_format(row):
+        return tool
     if {"response_a", "response_b", "verdict"} <= row.keys():
         return "raw"
     if {"chosen", "rejected"} <= row.keys():
@@ -107,19 +112,19 @@ def pair_format(row: Row) -> str:
     )
 
 
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
     """Return the value of a cell as text; an empty cell of a table is None, or NaN where pandas wrote it."""
     return "" if value is None or value != value else str(value)
 
 
 def _verdict(value: object) -> Verdict | None:
     """Return the verdict that a word stands for; None for any other word."""
-    word = re.sub(r"[\s_-]+", " ", _text(value)).strip().casefold()
+    word = re.sub(r"[\s_-]+", " ", cell_text(value)).strip().casefold()
     return VERDICTS.get(word)
 
 
 def _of_raw(row: Row) -> Iterator[Said]:
-    kind = _text(row.get("kind")) or "label"
+    kind = cell_text(row.get("kind")) or "label"
     verdict = _verdict(row.get("verdict"))
     if kind not in ("label", "skip", "flag") or (kind == "label" and verdict is None):
         return
@@ -127,16 +132,16 @@ def _of_raw(row: Row) -> Iterator[Said]:
     yield Said(
         words(row["prompt"]),
         (words(row["response_a"]), words(row["response_b"])),
-        _text(row.get("person")),
+        cell_text(row.get("person")),
         cast(EventKind, kind),
         verdict if kind == "label" else None,
         _strength(row.get("strength")),
         seconds_of(row.get("seconds")),
         left,
-        _text(row.get("guidelines")),
-        _text(row.get("reason")),
+        cell_text(row.get("guidelines")),
+        cell_text(row.get("reason")),
         _details(row),
-        _text(row.get("item")),
+        cell_text(row.get("item")),
     )
 
 
@@ -148,7 +153,7 @@ def _details(row: Row) -> Details:
     """
     if not any(row.get(name) for name in Details._fields):  # as most rows
         return Details()
-    told = row.get("ratings") or {}
+    told = row["ratings"] if cell_text(row.get("ratings")) else {}
     ratings = json.loads(told) if isinstance(told, str) else told
     by_place = {name: {RESPONSES.get(key, key): value for key, value in one.items()} for name, one in ratings.items()}
     for one in by_place.values():
@@ -157,7 +162,7 @@ def _details(row: Row) -> Details:
     if not all(_is_rating(one) for one in by_place.values()):
         raise ValueError(told)
     checked = cast(Mapping[str, Rating], by_place)
-    return Details(_text(row.get("comment")), _text(row.get("edit")), flag_of(row), checked)
+    return Details(cell_text(row.get("comment")), cell_text(row.get("edit")), flag_of(row), checked)
 
 
 def flag_of(row: Row) -> FlagKind | None:
@@ -166,7 +171,7 @@ def flag_of(row: Row) -> FlagKind | None:
     Raises:
         ValueError: it is not one of an export.
     """
-    flag = row.get("flag") or None
+    flag = cell_text(row.get("flag")) or None
     if flag is not None and flag not in get_args(FlagKind):
         raise ValueError(flag)
     return cast(FlagKind | None, flag)
@@ -352,7 +357,7 @@ def unread_columns(rows: Iterable[Row | None], row_format: str) -> list[str]:
 
 def _unknown(row: Row, row_format: str, counts: Counter[str]) -> str:
     """Return what is said of a row without a verdict: the word that is none, where there are not too many of them."""
-    word = " ".join(_text(row.get("verdict")).split())[:40] if row_format == "raw" else ""
+    word = " ".join(cell_text(row.get("verdict")).split())[:40] if row_format == "raw" else ""
     told = f"row with “{word}” for a verdict"
     shown = sum(what.endswith("for a verdict") for what in counts)
     return told if word and (told in counts or shown < MOST_UNKNOWN) else "row without a verdict"

@@ -463,16 +463,15 @@ at("lists").onkeydown = (event) => {
 };
 addEventListener("hashchange", () => location.reload());
 
-// What the page says of pairs, it says of groups; its columns, of each two answers of a ranking.
+// What the page says of pairs, it says of groups; its columns, of each two answers of a ranking. Called before `furnish`.
 function speakOfGroups() {
   noun = "group";
   at("pairs-title").textContent = "Groups to look at";
   at("drop").textContent = "Drop group";
   for (const list of Object.values(LISTS)) list[1] = list[1].replaceAll("pair", "group").replace("gave different labels", "ranked differently");
   const first = "Share of the preferences for the answer shown first, of each two answers of a ranking. The order is random, so it is near 50 % for who reads the answers.";
-  const told = { Left: first, Gold: "Applies to pairs only.", Repeats: "Applies to pairs only." };
-  for (const { firstChild: name, lastChild: text } of at("legend").children) text.textContent = told[name.textContent] ?? text.textContent;
-  for (const part of at("people").querySelectorAll("thead th")) if (part.textContent === "Left") part.textContent = "First";
+  const told = { chose_left: ["First", first], gold: ["Gold", "Applies to pairs only."], consistency: ["Repeats", "Applies to pairs only."] };
+  for (const column of COLUMNS) column.splice(1, 2, ...(told[column[0]] ?? [column[1], column[2].replaceAll("pair", "group")]));
 }
 
 async function begin() {
@@ -485,10 +484,10 @@ async function begin() {
     isRanked = ranked;
     for (const id of ["pair", "choices"]) at(id).hidden = isRanked;
     at("group").hidden = !isRanked;
+    if (isRanked) speakOfGroups();
     lead = name;
     isLive = live;
     furnish();
-    if (isRanked) speakOfGroups();
     at("title").textContent = `${title}: how it goes`;
     document.title = `${title} · ${lead}`;
     await refresh();
