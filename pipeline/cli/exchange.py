@@ -18,7 +18,7 @@ from pipeline.machine.disk import writing
 from pipeline.plain_data import JsonObject
 from pipeline.preferences.agreement import LabelledPair, edited_pairs, majority
 from pipeline.preferences.events import LedgerEvent, NewEvent
-from pipeline.preferences.exchange.cautions import cautions
+from pipeline.preferences.exchange.cautions import SINGLE, cautions
 from pipeline.preferences.exchange.export import FORMATS, Labels, Rows, split_rows
 from pipeline.preferences.exchange.files import content_of
 from pipeline.preferences.exchange.importing import Matcher, events_of
@@ -74,7 +74,8 @@ def export(collection: Collection, options: ExportOptions) -> None:
         raise PipelineError(Problem(f"--aggregate {options.aggregate} of live dialogues", expected))
     collection.note_head()
     events = said_until(collection.ledger, options.until)
-    labels = _labels(collection, events, options)
+    given = _given(collection, events, options)
+    labels = _labels(collection, given, options)
     rows, without = _rows(labels, options.row_format)
     if options.share:
         train, held_out = split_rows(rows, options.share)
@@ -89,19 +90,24 @@ def export(collection: Collection, options: ExportOptions) -> None:
     noun = NOUNS.get(options.row_format, "row")
     number = events[-1].number if events else 0
     print_line(f"{counted(len(rows), noun)} as of event {number}{beside}{said}", stream=sys.stderr)
-    for caution in cautions(labels, [*train, *held_out], options.row_format):
+    for caution in cautions(given, [*train, *held_out], options.row_format):
         print_line(caution, stream=sys.stderr)
 
 
-def _labels(collection: Collection, events: list[LedgerEvent], options: ExportOptions) -> Labels:
-    state = State().take(events)
-    items = collection.batch_of(events).items
+def _given(collection: Collection, events: list[LedgerEvent], options: ExportOptions) -> Labels:
+    """Return the labels as they were given."""
     times = {event.number: event.at for event in events}
     how = (options.ties, options.pseudonyms)
-    if collection.batch.is_ranked and options.row_format in RANKING_FORMATS:
-        return Labels(items, state, times, majority, *how)
-    pairs = implied(items, state)
-    return Labels(pairs.items, pairs.state, times, aggregated(options.aggregate or collection.aggregate, pairs), *how)
+    return Labels(collection.batch_of(events).items, State().take(events), times, majority, *how)
+
+
+def _labels(collection: Collection, given: Labels, options: ExportOptions) -> Labels:
+    """Return the labels that a format has: those that were given, or of pairs to aggregate, which rankings imply."""
+    if options.row_format in SINGLE:
+        return given
+    pairs = implied(given.items, given.state)
+    decide = aggregated(options.aggregate or collection.aggregate, pairs)
+    return given._replace(items=pairs.items, state=pairs.state, decide=decide)
 
 
 def _rows(labels: Labels, row_format: str) -> Rows:
@@ -121,7 +127,7 @@ def _check(options: ExportOptions) -> None:
         raise PipelineError(Problem(f"--format {row_format}", f"one of {', '.join(FORMATS)}"))
     if options.aggregate is not None and options.aggregate not in ("majority", "dawid_skene"):
         raise PipelineError(Problem(f"--aggregate {options.aggregate}", "majority or dawid_skene"))
-    is_aggregated = row_format in ("preference", "unpaired", "hh")
+    is_aggregated = row_format not in SINGLE
     if options.aggregate is not None and not is_aggregated:
         statement = f"--aggregate with --format {row_format}, which has every label for itself"
         raise PipelineError(Problem(statement, "preference, unpaired or hh"))

@@ -117,6 +117,7 @@ class State:
         answers: answers that were not undone, by annotator, by item.
         given: the same answers by item, by annotator.
         leases: end of each lease in Unix time, by item, by annotator.
+        leased_to: the same by annotator, by item.
         shown: items that were handed out, by annotator, by the id that the annotator's browser knows; see `item_of`.
         handed: items that were handed out and are not in `shown` yet, by annotator.
         dropped: reasons of the items that need no labels any more, by item.

@@ -155,6 +155,11 @@ def test_every_word_of_labels_works_on_rankings(app: Any, ranked: Path, tmp_path
     refused = labels("import", "pairs.jsonl", "--as", "them", "--format", "preference")
     assert refused.returncode == 2 and "--format preference of an import; expected one of raw" in refused.stderr
     assert "no group of this batch is abc" in labels("drop", "abc").stderr
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
+    for row_format in ("preference", "raw"):
+        told = labels("export", "--format", row_format).stderr
+        assert "2 answers to groups that the data do not have now are left out" in told
 
 
 WRONG_RANKINGS: dict[str, Any] = {

@@ -24,14 +24,14 @@ are.
 
 
 SINGLE = ("raw", "csv", "parquet", "argilla", "label-studio")
-"""Formats that have every label for itself."""
+"""Formats that have every label for itself; the others have one decision of all labels of a pair."""
 
 
 def cautions(labels: Labels, rows: Sequence[JsonObject], row_format: str) -> Iterator[str]:
     """Yield a sentence for each thing that is to be known of an exported file.
 
     Args:
-        labels: what was exported.
+        labels: what was exported, as it was given.
         rows: the rows of the file.
         row_format: their format.
     """
