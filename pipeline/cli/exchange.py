@@ -24,7 +24,7 @@ from pipeline.preferences.exchange.files import content_of
 from pipeline.preferences.exchange.importing import Matcher, events_of
 from pipeline.preferences.exchange.ranking_import import RANKING_READERS, ranking_format
 from pipeline.preferences.exchange.ranking_rows import RANKING_FORMATS
-from pipeline.preferences.exchange.reading import READ_AS, Said, pair_format, said_in, unread_columns
+from pipeline.preferences.exchange.reading import READ_AS, READERS, Said, pair_format, said_in, unread_columns
 from pipeline.preferences.items import is_ranked
 from pipeline.preferences.label_queue import LabelQueue
 from pipeline.preferences.labels import State
@@ -180,14 +180,14 @@ def import_labels(collection: Collection, files: Sequence[str], row_format: str 
         raise PipelineError(Problem(f"an import of {counted(len(files), 'file')}", "one file, after the stage"))
     file = Path(files[0])
     rows = [row.value for row in read_rows(file)]
-    known = next((row for row in rows if row is not None), {})
-    readers, formats = None, [name for name in FORMATS if name != "unpaired"]
-    format_of = pair_format
+    first_row = next((row for row in rows if row is not None), {})
     if collection.batch.is_ranked:
         readers, formats, format_of = RANKING_READERS, [*RANKING_FORMATS], ranking_format
+    else:
+        readers, formats, format_of = READERS, [name for name in FORMATS if name != "unpaired"], pair_format
     if row_format is not None and row_format not in formats:
         raise PipelineError(Problem(f"--format {row_format} of an import", f"one of {', '.join(formats)}"))
-    row_format = READ_AS.get(row_format or "", row_format) or format_of(known)
+    row_format = READ_AS.get(row_format or "", row_format) or format_of(first_row)
     counts = Counter[str]()
     said = list(said_in(rows, row_format, counts, readers))
     if not person and any(not one.person for one in said):

@@ -305,19 +305,21 @@ def seconds_of(value: object) -> float | None:
     return seconds if 0 <= seconds < float("inf") else None
 
 
-_READERS: Mapping[str, Reader] = {
+READERS: Mapping[str, Reader] = {
     "raw": _of_raw,
     "argilla": _of_argilla,
     "label-studio": _of_label_studio,
     "hh": lambda row: _of_pair(row, "hh"),
     "preference": lambda row: _of_pair(row, "preference"),
 }
+"""By format, what reads a row with pairs."""
+
 READ_AS = {"csv": "raw", "parquet": "raw"}
 """Formats of files that are read as another format: their rows are the same."""
 
 
 def said_in(
-    rows: Iterable[Row | None], row_format: str, counts: Counter[str], readers: Mapping[str, Reader] | None = None
+    rows: Iterable[Row | None], row_format: str, counts: Counter[str], readers: Mapping[str, Reader] = READERS
 ) -> Iterator[Said]:
     """Yield what each row says, and count the rows that say nothing or cannot be read.
 
@@ -325,14 +327,14 @@ def said_in(
         rows: rows of a file; None for a row that cannot be read.
         row_format: one of `pair_format`'s, or of the readers'.
         counts: counts rows by what becomes of them.
-        readers: by format, what reads a row; those of pairs when None.
+        readers: by format, what reads a row.
     """
     for row in rows:
         if row is None:
             counts["row that cannot be read"] += 1
             continue
         try:
-            said = list((readers or _READERS)[row_format](row))
+            said = list(readers[row_format](row))
             json.dumps(said, ensure_ascii=False, default=dict).encode()  # half a surrogate pair is no text
         except (BadRowError, KeyError, TypeError, ValueError, AttributeError):
             counts["row that cannot be read"] += 1
