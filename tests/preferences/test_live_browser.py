@@ -28,6 +28,7 @@ stages:
 compute: {{threads: 1}}
 """
 QUESTION = "which colour has the grass ?"
+MARKUP = "<img src=x onerror=alert(1)> **which colour** has the grass ?"
 
 
 @pytest.fixture
@@ -154,7 +155,7 @@ def test_the_page_fits_can_be_read_and_shows_markup_as_text(browser: Any, talk: 
         shown = Page(browser, app, who, size, scheme)
         shown.waits_for("#compose")
         shown.picture(f"live-{size}-{scheme}-begin")
-        shown.page.fill("#said", "<img src=x onerror=alert(1)> **which colour** has the grass ?")
+        shown.page.fill("#said", MARKUP)
         shown.context.set_offline(who == "mary")
         shown.page.click("#send")
         if who == "mary":
@@ -165,7 +166,7 @@ def test_the_page_fits_can_be_read_and_shows_markup_as_text(browser: Any, talk: 
         assert shown.page.locator("#dialogue strong").inner_text() == "which colour"
         assert shown.page.locator("#dialogue img").count() == 0
         shown.waits_for_answers()
-        shown.say(QUESTION)
+        shown.say(MARKUP)  # again, where a dialogue ended without two answers to compare
         shown.press("2")
         shown.press("m")
         shown.sees("#dialogue", "<img src=x onerror=alert(1)> **which colour**")

@@ -108,8 +108,6 @@ class Config(StageConfig):
     def check(self) -> list[Problem]:
         """Return problems of an unknown baseline or greedy model, of endpoints, and of a missing judge."""
         names, kinds = self.contestants, "models and endpoints" if self.endpoints else "models"
-        if not names:
-            return [Problem("neither models nor endpoints is set", "`models`, checkpoints to compare, or `endpoints`")]
         problems = [
             Problem(f"{what} `{name}`", f"one of {kinds}: {listed(names)}", nearest(name, names))
             for what, given in (
@@ -118,8 +116,11 @@ class Config(StageConfig):
                 ("rounds", self.rounds or []),
             )
             for name in given
-            if name not in names
+            if names and name not in names
         ]
+        if not names:
+            expected = "`models`, checkpoints to compare, or `endpoints`"
+            problems.append(Problem("neither models nor endpoints is set", expected))
         problems += endpoint_problems(self.endpoints, self.models)
         if self.engine != "batched" and not self.models:
             statement, remedy = f"engine is {self.engine} without models", "leave it out: servers choose their own"
