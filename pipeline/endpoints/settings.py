@@ -99,13 +99,15 @@ class ServerSettings(StageConfig):
 def _address_problems(url: str, where: str) -> Iterator[Problem]:
     try:
         parts = urlsplit(url)
-        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         parts, is_address = None, False
     if parts is None or not is_address:
         yield Problem(f"{where}.url is {url!r}", "the base URL of a server, such as http://127.0.0.1:8000/v1")
     elif parts.username or parts.password:
         yield Problem(f"{where}.url holds a user or a password", "an address", "name the key's variable as key_env")
+    elif "?" in url or "#" in url:
+        yield Problem(f"{where}.url holds a query or a fragment", "the base URL", "leave them out")
     elif parts.path.rstrip("/").endswith("/chat/completions"):
         base = url.rstrip("/").removesuffix("/chat/completions")
         yield Problem(f"{where}.url is {url!r}", "the base URL", f"write {base}")

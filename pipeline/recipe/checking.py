@@ -241,15 +241,10 @@ class _ErrorTranslator:
 
     def known(self, path: Location) -> list[str]:
         """Return the keys allowed at a path."""
-        models: list[type[BaseModel]] = [self.model]
+        annotations: list[Any] = [self.model]
         for part in path:
-            models = [
-                inner
-                for model in models
-                if part in model.model_fields
-                for inner in models_of(model.model_fields[str(part)].annotation)
-            ]
-        keys = [key for model in models for key in model.model_fields]
+            annotations = [inner for annotation in annotations for inner in _inside(annotation, part)]
+        keys = [key for annotation in annotations for model in models_of(annotation) for key in model.model_fields]
         return keys if path else [*self.extra_keys, *keys]
 
     def wanted(self, path: Location) -> str:
@@ -269,6 +264,16 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return []
+
+
+def _inside(annotation: Any, part: str | int) -> list[Any]:
+    """Return the annotations of a field of models, or of the values of a mapping or a list."""
+    origin, parts = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated or origin in {Union, types.UnionType}:
+        return [inner for one in parts for inner in _inside(one, part)]
+    if isinstance(origin, type) and issubclass(origin, Mapping | list | tuple):
+        return [parts[-1]] if issubclass(origin, Mapping) else [parts[0]]
+    return [model.model_fields[str(part)].annotation for model in models_of(annotation) if part in model.model_fields]
 
 
 def shown(value: Any) -> str:

@@ -43,10 +43,15 @@ class Partial(NamedTuple):
 
 
 def mentions(problem: Problem, fields: Iterable[str]) -> bool:
-    """Return whether a problem's text names a field: `train.beta`, or `model: …`, `model.…`, `model is`."""
+    """Return whether a problem's text names a field: `train.beta`, or `model: …`, `model.…`, `model is`.
+
+    The placeholder of a missing field names one, too.
+    """
     text = f"{problem.found} {problem.expected} {problem.remedy}"
     after = {True: r"(?!\w)", False: r"(?=[:.`]| is )"}
-    return any(re.search(rf"(?<![\w.]){re.escape(field)}{after['.' in field]}", text) for field in fields)
+    return problem.found.endswith(f" `{UNNAMED}`") or any(
+        re.search(rf"(?<![\w.]){re.escape(field)}{after['.' in field]}", text) for field in fields
+    )
 
 
 def partial(model: type[StageConfig], node: Node) -> Partial:

@@ -340,6 +340,17 @@ SERVER = "{url: 'http://h/v1', model: m}"
         (f"endpoints: {{a: {SERVER}}}, n: 1", "n is 1, with one model at one temperature; expected two answers"),
         (f"endpoints: {{a: {SERVER}, b: {SERVER}}}", "endpoints.b asks the same of the same model as endpoints.a"),
         ("endpoints: {a: {url: ftp://h, model: m}}", "endpoints.a.url is 'ftp://h'; expected the base URL"),
+        (
+            "endpoints: {a: {url: 'http://h:99999/v1', model: m}}",
+            "endpoints.a.url is 'http://h:99999/v1'; expected the",
+        ),
+        ("endpoints: {a: {url: 'http://h/v1?k=1', model: m}}", "endpoints.a.url holds a query or a fragment"),
+        ("endpoints: {a: {url: 'http://h/v1', model: m, paralel: 2}}", "key `paralel` in `endpoints.a`. Did you mean"),
+        ("endpoints: {a: {url: 'http://h/v1', model: m, zzz: 2}}", "in `endpoints.a`; expected one of url, model, "),
+        (
+            f"endpoints: {{a: {SERVER}}}, n: 2, pair_choice: rank",
+            "n is 2, and each prompt has 2 answers; expected 3 answers or more to rank. Raise n",
+        ),
         (f"endpoints: {{a/b: {SERVER}}}", "endpoints names one `a/b`; expected letters"),
         (f"endpoints: {{a: {SERVER}}}, top_k: 5", "top_k is 5, which chat completions do not have"),
         (
@@ -367,6 +378,16 @@ def test_check_tells_what_is_wrong_before_anything_is_sent(
     assert len(shown.stderr.splitlines()) == 1
     assert message in " ".join((shown.stdout + shown.stderr).split())
     assert "ask.yaml:" in shown.stdout + shown.stderr
+
+
+def test_a_baseline_that_is_missing_is_told_once(tmp_path: Path, write_jsonl: Any, call: Any) -> None:
+    recipe = _recipe(tmp_path, write_jsonl, "endpoints: {a: " + SERVER + "}, gold: gold.py:gold")
+    recipe.write_text(recipe.read_text().replace("kind: sample", "kind: evaluate"))
+    (tmp_path / "gold.py").write_text("def gold(prompts, completions, **columns): return [0.0] * len(prompts)\n")
+    shown = call("check", recipe, "--store", "store", cwd=tmp_path)
+    assert shown.returncode == 2, shown.stdout + shown.stderr
+    (line,) = shown.stderr.splitlines()
+    assert "stage asked: `baseline` is missing; expected one of `models` or `endpoints`" in line
 
 
 def _recipe(folder: Path, write_jsonl: Any, stage: str) -> Path:

@@ -42,7 +42,7 @@ from pipeline.errors import Problem
 from pipeline.kind.traits import Reading, RequestForecast, RequestRows, Requests, Traits, Workload
 from pipeline.models.generate.engines.names import EngineName
 from pipeline.plain_data import ShapedRow
-from pipeline.records.pair_choice import BY_SCORE, PairChoice
+from pipeline.records.pair_choice import BY_SCORE, LEAST_RANKED, PairChoice
 from pipeline.stage import Added, Data, Input, register_kind
 
 FEWER = "ask for fewer answers with `limit` or `n`"
@@ -114,6 +114,9 @@ class Config(PairChoice):
             problems.append(Problem("neither models nor endpoints is set", expected))
         elif count * len(self.temperatures) * self.n < 2:
             problems.append(Problem("n is 1, with one model at one temperature", "two answers to compare", "raise n"))
+        elif self.pair_choice == "rank" and (each := count * len(self.temperatures) * self.n) < LEAST_RANKED:
+            statement = f"n is {self.n}, and each prompt has {each} answers"
+            problems.append(Problem(statement, f"{LEAST_RANKED} answers or more to rank", "raise n"))
         problems += self._endpoint_problems()
         if self.pair_choice in BY_SCORE and not self.reward:
             statement = f"pair_choice is {self.pair_choice}, and no reward model says what to expect"
