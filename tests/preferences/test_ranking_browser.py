@@ -64,7 +64,9 @@ def test_a_group_is_ranked_by_keys_alone(browser: Any, app: Any, tmp_path: Path)
     shown.press("Enter")  # nothing is ranked: nothing is saved
     keys = _right_ranks(shown)
     shown.press(*keys[:3])
-    assert shown.read("#strength").startswith("3 of 4 ranked") and shown.page.is_disabled("#submit")
+    said = shown.read("#strength")  # which answer has which rank, also of those that are off the screen
+    assert said.startswith("3 of 4 ranked: ") and "D" not in said and said.count(">") == 2
+    assert shown.page.is_disabled("#submit")
     shown.press(keys[3])
     assert shown.read("#strength").count(">") == 3
     shown.press("Enter")
@@ -73,10 +75,15 @@ def test_a_group_is_ranked_by_keys_alone(browser: Any, app: Any, tmp_path: Path)
     shown.wait(0)
     assert "taken back" in shown.read("#message")
     assert shown.read("#strength").count(">") == 3  # the ranks are there to be changed
+    shown.page.evaluate("() => { document.body.style.paddingBottom = '99rem'; scrollTo(0, 300); }")
+    shown.page.wait_for_timeout(100)
+    told, row = shown.page.locator("#message").bounding_box(), shown.page.locator(".ranks").first.bounding_box()
+    assert told and row and row["y"] >= told["y"] + told["height"]  # the ranks are not behind what the page says
     shown.press("ArrowRight", "ArrowRight")  # the second answer
     other = "1" if keys[1] != "1" else "2"
     shown.press(other)
     assert shown.read("#strength").count("=") == 1
+    assert shown.read("#message") == ""
     shown.press("ArrowRight", "ArrowRight", keys[1], "Enter")
     shown.wait(1)
     _right_ranks(shown)
@@ -100,6 +107,16 @@ def test_a_group_is_ranked_by_keys_alone(browser: Any, app: Any, tmp_path: Path)
     assert answers[0].tiers == ((0,), (1,), (2,), (3,)) and sorted(answers[0].order or ()) == [0, 1, 2, 3]
     assert [len(tier) for tier in answers[1].tiers or ()] == [2, 2]
     assert answers[1].details is not None and answers[1].details.comment == "two and two"
+
+
+def test_a_group_that_takes_no_ranking_any_more_gives_way_to_the_next(browser: Any, app: Any) -> None:
+    shown = Page(browser)
+    shown.open(app, "ada")
+    (first, *_) = app.ask("next", "ada")["items"]
+    app.ask("flag", "grace", item=app.ask("next", "grace")["items"][0]["item"], seconds=1.0, request="r" * 16)
+    shown.press("1", "2", "3", "4", "Enter")
+    sync_api.expect(shown.page.locator("#message")).to_contain_text("flagged this group. This is the next group.")
+    assert app.ask("next", "ada")["items"][0]["item"] != first["item"]
 
 
 def test_offline_keeps_the_ranking_and_it_counts_once(browser: Any, app: Any, tmp_path: Path) -> None:

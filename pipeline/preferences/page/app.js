@@ -6,7 +6,7 @@ import { differences } from "./differences.js";
 import { enterDimensions, showDimensions, takesKey } from "./dimensions.js";
 import { draftOf, keep, markSaved, reopen } from "./drafts.js";
 import { askComment, askEdit, askFlag, askSkip, isPreference, NAMES, paint as paintDraft } from "./remarks.js";
-import { inWords as rankingInWords, paintRanks, showAnswers, takesRank, tiersOf, writeAnswers } from "./ranking.js";
+import { inWords as rankingInWords, paintRanks, ranksSoFar, showAnswers, takesRank, tiersOf, writeAnswers } from "./ranking.js";
 import { rendered, showTurns, textOf } from "./rendering.js";
 import { asking, once, Refused, requestId, token } from "./requests.js";
 
@@ -41,7 +41,7 @@ function paintRanking() {
   const { answers } = items[0];
   const tiers = tiersOf(ranks, answers.length);
   paintRanks(at("group"), ranks);
-  at("strength").textContent = tiers ? rankingInWords(tiers) : `${Object.keys(ranks).length} of ${answers.length} ranked; 1 is best, equal numbers are a tie`;
+  at("strength").textContent = tiers ? rankingInWords(tiers) : ranksSoFar(ranks, answers.length);
   at("note").textContent = comment && `Comment: ${comment}`;
   at("submit").disabled = tiers === null;
 }
@@ -114,6 +114,7 @@ function show() {
   }
   if (isRanked) {
     showAnswers(at("group"), item.answers, draftOf(item.item).ranks, () => {
+      if (!at("message").classList.contains("bad")) say(""); // it is about the answer before, and stands above the ranks
       keep();
       paint();
     });
@@ -153,7 +154,7 @@ async function send(name, given) {
     const isOther = told && items[0]?.item !== given.item;
     show();
     const why = `${error.message}.`;
-    const then = items.length ? "This is the next pair." : ended();
+    const then = items.length ? `This is the next ${isRanked ? "group" : "pair"}.` : ended();
     say(`${why} ${isOther ? then : "What you chose and wrote is kept in this tab."}`, true);
   }
 }

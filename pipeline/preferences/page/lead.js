@@ -2,7 +2,7 @@
 // Prompts and answers are rendered as on the page of pairs; everything else that people wrote is text, never markup.
 
 import { keyOf, KEYS, STRENGTHS } from "./choices.js";
-import { inWords, paintRanks, showAnswers, takesRank, tiersOf, writeAnswers } from "./ranking.js";
+import { inWords, paintRanks, ranksSoFar, showAnswers, takesRank, tiersOf, writeAnswers } from "./ranking.js";
 import { showTurns } from "./rendering.js";
 import { once, Refused, token, whyNot } from "./requests.js";
 
@@ -365,9 +365,10 @@ function showGroup({ answers }) {
 }
 
 function rank() {
-  const tiers = tiersOf(ranks, items[place - offset].answers.length);
+  const { answers } = items[place - offset];
+  const tiers = tiersOf(ranks, answers.length);
   paintRanks(at("group"), ranks);
-  at("strength").textContent = tiers ? inWords(tiers) : "1 is best, equal numbers are a tie";
+  at("strength").textContent = tiers ? inWords(tiers) : ranksSoFar(ranks, answers.length);
   at("save").disabled = tiers === null;
 }
 

@@ -20,6 +20,14 @@ export function tiersOf(ranks, count) {
 // Return a ranking in words: "B > A = C".
 export const inWords = (tiers) => tiers.map((tier) => tier.map((place) => LETTERS[place]).join(" = ")).join(" > ");
 
+// Return the ranks of some of the answers in words: "2 of 4 ranked: B > D".
+export function ranksSoFar(ranks, count) {
+  const given = Object.keys(ranks).map(Number);
+  const numbers = [...new Set(given.map((place) => ranks[place]))].sort((one, other) => one - other);
+  const said = inWords(numbers.map((number) => given.filter((place) => ranks[place] === number)));
+  return `${given.length} of ${count} ranked${said ? `: ${said}` : "; 1 is best, equal numbers are a tie"}`;
+}
+
 function rankRow(place, count, choose) {
   const row = document.createElement("div");
   row.className = "ranks";
