@@ -212,3 +212,19 @@ def test_a_lead_sees_how_people_differ_and_ranks(browser: Any, app: Any, tmp_pat
     lead.page.click("#withdraw")
     sync_api.expect(lead.page.locator("#message")).to_contain_text("taken back")
     assert _state(tmp_path).adjudicated == {}
+
+
+def test_a_lead_s_page_that_begins_again_has_everything_once(browser: Any, app: Any) -> None:
+    lead = Page(browser)
+    cut: list[str] = []
+
+    def once(route: Any) -> None:
+        cut.append(route.request.url)
+        route.abort() if len(cut) == 1 else route.continue_()
+
+    lead.page.route("**/api/lead/overview", once)
+    lead.page.goto(f"{app.address}/lead#{app.tokens['lin']}")
+    lead.page.wait_for_selector("#work:not([hidden])")
+    assert len(cut) > 1
+    assert lead.read("#people thead").split().count("Person") == 1
+    assert lead.page.locator("#lists button").count() == 6

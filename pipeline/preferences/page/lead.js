@@ -431,22 +431,22 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// Make what is another in live dialogues: lists, columns, and whether a lead gives verdicts.
+// Make what is another in live dialogues: lists, columns, and whether a lead gives verdicts. It may be done again.
 function furnish() {
   [lists, columns] = isLive ? [LIVE_LISTS, COLUMNS.filter(([key]) => !OF_SEVERAL.includes(key))] : [LISTS, COLUMNS];
-  at("lists").append(...Object.keys(lists).map((name) => {
+  at("lists").replaceChildren(...Object.keys(lists).map((name) => {
     const button = make("button", { type: "button", onclick: () => open(name, 0, true) });
     button.setAttribute("role", "tab");
     button.setAttribute("aria-controls", "panel");
     button.dataset.list = name;
     return button;
   }));
-  at("people").tHead.rows[0].append(
+  at("people").tHead.rows[0].replaceChildren(
     make("th", { scope: "col", textContent: "Person" }),
     ...columns.map(([, label]) => make("th", { scope: "col", textContent: label })),
     make("th", { scope: "col", textContent: "Link" }),
   );
-  at("legend").append(...columns.map(([, label, text]) => make("div", {}, make("dt", { textContent: label }), make("dd", { textContent: text }))));
+  at("legend").replaceChildren(...columns.map(([, label, text]) => make("div", {}, make("dt", { textContent: label }), make("dd", { textContent: text }))));
   at("alone").hidden = at("no-verdict").hidden = !isLive;
   if (isLive) at("pairs-title").textContent = "Answers to look at";
   if (isLive) at("drop").textContent = "Drop choice";
