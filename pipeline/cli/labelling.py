@@ -49,8 +49,12 @@ def open_app(
         url: what annotators type to reach the app, when it is not host and port.
 
     Raises:
-        PipelineError: nobody has a link, a link of nobody is to be replaced, or the address cannot be listened on.
+        PipelineError: there is nothing to label, nobody has a link, a link of nobody is to be replaced, or the address
+            cannot be listened on.
     """
+    if collection.live is None and not collection.batch.items:
+        statement, expected = "the data have nothing to label", "a prompt with two different answers, or three to rank"
+        raise PipelineError(Problem(f"stage {collection.name}: {statement}", expected, "bring more answers"))
     with gc_paused():
         queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
     gc.freeze()  # a search for cycles among all earlier labels would delay a reply by tenths of a second

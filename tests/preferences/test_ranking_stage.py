@@ -214,3 +214,17 @@ def test_what_applies_to_pairs_is_refused_before_people_begin(ranked: Path, tmp_
         told = call(*verb, "--store", "store", cwd=tmp_path)
         assert told.returncode == 2, told.stdout + told.stderr
         assert "repeats applies to pairs, and people rank groups here" in told.stderr
+
+
+def test_no_app_opens_where_nothing_can_be_ranked(tmp_path: Path, call: Any) -> None:
+    candidates = [{"text": "yes"}, {"text": "no"}]
+    (tmp_path / "few.jsonl").write_text(json.dumps({"prompt": "Is it?", "row": 0, "candidates": candidates}) + "\n")
+    recipe = tmp_path / "few.yaml"
+    recipe.write_text(
+        "data: {few: {path: few.jsonl}}\nstages:\n  labels: {kind: labels, data: few, pair_choice: rank}\n"
+    )
+    refused = call("collect", recipe, "labels", "--annotators", "ada", "--port", "0", cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.splitlines() == [
+        "stage labels: the data have nothing to label; expected a prompt with two different answers, or three to rank. "
+        "Bring more answers"
+    ]
