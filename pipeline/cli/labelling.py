@@ -52,9 +52,7 @@ def open_app(
         PipelineError: there is nothing to label, nobody has a link, a link of nobody is to be replaced, or the address
             cannot be listened on.
     """
-    if collection.live is None and not collection.batch.items:
-        statement, expected = "the data have nothing to label", "a prompt with two different answers, or three to rank"
-        raise PipelineError(Problem(f"stage {collection.name}: {statement}", expected, "bring more answers"))
+    _check_items(collection)
     with gc_paused():
         queue = LabelQueue(collection.batch, collection.ledger, collection.guidelines, collection.dimensions)
     gc.freeze()  # a search for cycles among all earlier labels would delay a reply by tenths of a second
@@ -92,6 +90,12 @@ def open_app(
         if live:
             live.answering.stop()
         collection.note_head()
+
+
+def _check_items(collection: Collection) -> None:
+    if collection.live is None and not collection.batch.items:
+        statement, expected = "the data have nothing to label", "a prompt with two different answers, or three to rank"
+        raise PipelineError(Problem(f"stage {collection.name}: {statement}", expected, "bring more answers"))
 
 
 def _invited(
