@@ -135,7 +135,7 @@ class Assignment:
         state, noun = self.state, self.batch.noun
         item = repeated(item)  # a pair that is shown again is told of as the pair itself
         if state.is_closed:
-            return "the batch was closed: no more labels are needed"
+            return "the batch was closed"
         if item in state.dropped:
             return f"this {noun} was taken out of the batch"
         if item in state.adjudicated:

@@ -110,7 +110,7 @@ def test_a_closed_batch_is_said_and_an_undo_keeps_its_labels(
     shown.wait(1)
     app.queue.close()
     shown.press("1", "Enter")
-    _says(shown, "The batch was closed: no more labels are needed. No more labels are needed. Thank you!")
+    _says(shown, "The batch was closed. No more labels are needed. Thank you!")
     shown.press("u")
     _says(shown, "The batch was closed: its labels stay as they are")
     assert app.queue.progress()["done"] == 1
