@@ -269,7 +269,7 @@ def test_stopped_between_reward_models_it_goes_on_to_the_same_bytes(sample: Call
         ({"pair_choice": "delta", "reward": "rm", "pairs_per_prompt": 0}, "pairs_per_prompt is 0: all pairs are taken"),
         ({"random_share": 0.5}, "random_share is 0.5, and pair_choice is random"),
         ({"rank_size": 5}, "rank_size is 5, and pair_choice is random: nothing is ranked"),
-        ({"pair_choice": "rank", "pairs_per_prompt": 2}, "pair_choice is rank, and pairs_per_prompt is 2"),
+        ({"pair_choice": "rank", "n": 4, "pairs_per_prompt": 2}, "pair_choice is rank, and pairs_per_prompt is 2"),
         ({"reward": ["rm", "rm"]}, "reward names one twice"),
     ],
 )
