@@ -352,6 +352,11 @@ def test_a_group_that_somebody_flagged_makes_no_row_until_a_lead_decides() -> No
     assert _texts(exported(pairs.items, pairs.state)[0]) == [("b", "a", 1.0), ("c", "a", 2.0), ("c", "b", 1.0)]
 
 
+def test_a_group_that_was_dropped_makes_no_row() -> None:
+    pairs = implied(ITEMS, _said(RANKED, ("drop", {})))
+    assert exported(pairs.items, pairs.state) == ([], Counter(dropped=3))
+
+
 def test_exported_rankings_have_what_pairs_have_and_speak_of_groups() -> None:
     """Responses are submitted in Argilla; calls of tools are in the prompt; tools are in raw rows or are counted."""
     call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}

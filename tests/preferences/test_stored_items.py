@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.preferences.items import Item, items_of
+from pipeline.preferences.items import Item, groups_of, items_of
 from pipeline.preferences.labels import Batch
 from pipeline.preferences.stored_items import StoredItems, ids_of, keep, stored_items
 
 
 def _turns(role: str, text: str) -> list[dict[str, Any]]:
     return [{"role": role, "content": text}]
+
+
+def _groups() -> list[Item]:
+    answers = [_turns("assistant", f"answer {n}") for n in range(4)]
+    return groups_of({"prompt": _turns("user", f"question {n}"), "answers": answers} for n in range(5))[0]
 
 
 def _items(word: str = "answer") -> list[Item]:
@@ -28,8 +34,9 @@ def _items(word: str = "answer") -> list[Item]:
     return items_of(rows)[0]
 
 
-def test_stored_items_are_what_was_kept(tmp_path: Path) -> None:
-    items = _items()
+@pytest.mark.parametrize("make", [_items, _groups])
+def test_stored_items_are_what_was_kept(tmp_path: Path, make: Callable[[], list[Item]]) -> None:
+    items = make()
     keep(tmp_path / "kept", items)
     stored = StoredItems(tmp_path / "kept")
     (tmp_path / "kept").unlink()

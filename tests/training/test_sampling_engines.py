@@ -76,6 +76,15 @@ def test_a_stopped_evaluation_goes_on_with_what_generate_sampled(evaluate: Calla
         assert (resumed.out / name).read_bytes() == (whole.out / name).read_bytes()
 
 
+def test_each_batch_of_generate_draws_random_numbers_of_its_own() -> None:
+    model, settings = tiny_causal_lm("llama"), GenerationSettings(8, [], 0, Sampling(), seed=3)
+
+    def sampled(rows: range) -> list[list[int]]:
+        return GenerateEngine()(model, [[5, 6, 7]] * 4, settings, rows).responses
+
+    assert sampled(range(4)) == sampled(range(4)) != sampled(range(4, 8))
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_rows_with_less_room_end_where_the_context_does(kind: str) -> None:
     """GPT-2 has a vector for each position and fails behind the last one."""
