@@ -93,17 +93,17 @@ def test_a_text_that_is_too_long_is_said_before_it_is_sent(shown: Page) -> None:
 
 def test_reasons_are_chosen_by_number_and_said_in_own_words(shown: Page, tmp_path: Path) -> None:
     shown.press("s", "2", "Enter")
-    sync_api.expect(shown.page.locator("#progress")).to_contain_text("1 yours")
+    sync_api.expect(shown.page.locator("#progress")).to_contain_text("you answered 1")
     shown.press("s", "3")
     shown.page.keyboard.type("xhosa, 2 words")
     shown.press("Enter")
-    sync_api.expect(shown.page.locator("#progress")).to_contain_text("2 yours")
+    sync_api.expect(shown.page.locator("#progress")).to_contain_text("you answered 2")
     shown.press("f", "Enter")  # what is wrong has to be said
     assert shown.page.is_visible("#why")
     shown.press("2", "Tab")
     shown.page.keyboard.type("a phone number")
     shown.press("Enter")
-    sync_api.expect(shown.page.locator("#progress")).to_contain_text("3 yours")
+    sync_api.expect(shown.page.locator("#progress")).to_contain_text("you answered 3")
     first, second, flag = _said(tmp_path, "skip", "flag")
     assert first["reason"] == "I cannot decide"
     assert second["reason"] == "I do not read this language: xhosa, 2 words"

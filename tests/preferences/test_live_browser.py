@@ -93,7 +93,7 @@ def test_a_person_talks_chooses_undoes_and_goes_on_with_keys_alone(
     shown.press("1", "1")
     shown.sees("#strength", "clearly better")
     shown.press("Enter")
-    shown.sees("#progress", "1 of 40 labels, 1 yours")
+    shown.sees("#progress", "1 of 40 labels; you answered 1")
     assert left in shown.read("#dialogue")
     shown.say("tell me the colour of the sky please")
     shown.press("3", "3")  # the dialogue goes on with A
@@ -178,7 +178,7 @@ def test_the_page_fits_can_be_read_and_shows_markup_as_text(browser: Any, talk: 
         _can_be_read(shown)
         shown.picture(f"live-{size}-{scheme}-long")
         shown.page.click("#submit")
-        shown.sees("#progress", f"{count} of 40 labels, 1 yours")
+        shown.sees("#progress", f"{count} of 40 labels; you answered 1")
         shown.page.wait_for_selector("#compose:not([hidden]), #message:not(:empty)")
         shown.picture(f"live-{size}-{scheme}-goes-on")
         assert shown.wrong == []
@@ -220,7 +220,7 @@ def test_what_is_said_of_the_answers_by_keys_alone_reaches_the_ledger_and_axe_ha
     assert shown.page.locator("#pair mark").count() > 0
     look("said")
     shown.press("d", "Enter")
-    shown.sees("#progress", "1 of 40 labels, 1 yours")
+    shown.sees("#progress", "1 of 40 labels; you answered 1")
     shown.sees("#dialogue .turn:last-child", "as green as I say it is")
     shown.say(QUESTION)
     shown.press("1", "s", "2")
@@ -228,7 +228,7 @@ def test_what_is_said_of_the_answers_by_keys_alone_reaches_the_ledger_and_axe_ha
     look("skip")
     shown.press("Enter")
     shown.sees("#message", "Skipped")
-    shown.sees("#progress", "1 of 40 labels, 2 yours")
+    shown.sees("#progress", "1 of 40 labels; you answered 2")
     shown.say(QUESTION)
     before = shown.read("#left .turn"), shown.read("#right .turn")
     shown.press("f", "Enter")  # a kind is needed
@@ -236,7 +236,7 @@ def test_what_is_said_of_the_answers_by_keys_alone_reaches_the_ledger_and_axe_ha
     shown.press("3")
     look("flag")
     shown.press("Enter")
-    shown.sees("#progress", "1 of 40 labels, 3 yours")
+    shown.sees("#progress", "1 of 40 labels; you answered 3")
     shown.waits_for_answers()
     assert before[0] not in shown.read("#dialogue .turn:last-child")
     if shown.page.is_visible("#compose"):
@@ -290,7 +290,7 @@ def test_what_is_not_saved_outlives_a_reload_a_pause_and_a_killed_server(
     shown.context.set_offline(False)
     shown.sees("#message", "The server cannot be reached")
     talk(port=app.address.rpartition(":")[2])
-    shown.sees("#progress", "1 of 40 labels, 1 yours")
+    shown.sees("#progress", "1 of 40 labels; you answered 1")
     app.ask("lead/access", "lin", name="ada", access="revoked")
     shown.page.wait_for_selector("#compose:not([hidden]), #message:not(:empty)")
     shown.page.click("#new")
@@ -344,7 +344,7 @@ def test_a_lead_sees_how_dialogues_go_and_what_has_no_meaning_there(browser: Any
     for key in ("1", "s"):
         ada.say(QUESTION)
         ada.press(key, "Enter")
-        ada.sees("#progress", "1 of 40 labels, 1 yours" if key == "1" else "1 of 40 labels, 2 yours")
+        ada.sees("#progress", "1 of 40 labels; you answered 1" if key == "1" else "1 of 40 labels; you answered 2")
     ada.context.close()
     lead = Browsing(browser)
     lead.load_axe()

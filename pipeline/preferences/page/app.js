@@ -130,7 +130,7 @@ function take({ items: next, progress, later: comes }) {
   items = next;
   later = comes ?? false;
   isClosed = progress.closed;
-  at("progress").textContent = `${progress.done} of ${progress.wanted} labels, ${progress.own} yours`;
+  at("progress").textContent = `${progress.done} of ${progress.wanted} labels; you answered ${progress.own}`;
   at("bar").max = Math.max(progress.wanted, 1);
   at("bar").value = progress.done;
 }

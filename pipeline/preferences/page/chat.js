@@ -111,7 +111,7 @@ function choose(side) {
 
 function status() {
   const { done, wanted, own } = shown.progress;
-  at("progress").textContent = `${done} of ${wanted} labels, ${own} yours`;
+  at("progress").textContent = `${done} of ${wanted} labels; you answered ${own}`;
   at("bar").max = Math.max(wanted, 1);
   at("bar").value = done;
   if (isFinished() && !isChoice()) say("No more labels are needed. Thank you!");

@@ -72,7 +72,7 @@ function make(tag, properties = {}, ...inside) {
 const percent = (share) => `${Math.round(share * 100)} %`;
 const interval = (one) => `${percent(one.low)} – ${percent(one.high)}`;
 const count = (n) => n.toLocaleString();
-const counted = (n) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
+const counted = (n, what = noun) => `${count(n)} ${what}${n === 1 ? "" : "s"}`;
 
 function figure(name, value, note) {
   return make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }, make("small", { textContent: note })));
@@ -88,7 +88,7 @@ function showFigures() {
   at("bar").max = Math.max(progress.wanted, 1);
   at("bar").value = progress.done;
   at("figures").replaceChildren(
-    figure("Labels", `${count(progress.done)} (${done})`, `of ${count(progress.wanted)}, ${isLive ? `in ${count(progress.dialogues)} dialogues` : `for ${counted(progress.pairs)}`}`),
+    figure("Labels", `${count(progress.done)} (${done})`, `of ${count(progress.wanted)}, ${isLive ? `in ${counted(progress.dialogues, "dialogue")}` : `for ${counted(progress.pairs)}`}`),
     figure("In the last two hours", count(sums[22] + sums[23]), `${count(sums.reduce((a, b) => a + b))} in 24 hours`),
     ...(isLive ? alone() : [figure("Equal labels", agreement ? percent(agreement.value) : "–", agreement ? `${interval(agreement)}, on ${counted(agreement.n)}` : `no ${noun} has two labels`),
     ...(isRanked ? [figure("Kendall's tau-b", tau ? tau.value.toFixed(2) : "–", tau ? `${tau.low.toFixed(2)} – ${tau.high.toFixed(2)}, on ${counted(tau.n)}` : "no group has two rankings")] : []),
@@ -117,7 +117,7 @@ function showHours(sums) {
     Object.entries({ x: hour * 20 + 2, y: 86 - height, width: 16, height, rx: 2 }).forEach(([key, value]) => bar.setAttribute(key, value));
     const start = new Date((overview.hours.start + hour * 3600) * 1000);
     const title = document.createElementNS(SVG, "title");
-    title.textContent = `${start.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })}: ${count(sum)} labels`;
+    title.textContent = `${start.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })}: ${counted(sum, "label")}`;
     bar.append(title);
     return bar;
   });
@@ -296,7 +296,7 @@ function sure(text, verb, does) {
 at("close").onclick = () => {
   const { closed, done } = { ...overview.progress };
   if (closed) act(() => ask("close", { closed: false }), "The batch is open again.");
-  else sure(`The batch ends with the ${count(done)} labels there are. It can be opened again.`, "Close the batch", () => act(() => ask("close", { closed: true }), "The batch is closed."));
+  else sure(`The batch ends with ${counted(done, "label")}. It can be opened again.`, "Close the batch", () => act(() => ask("close", { closed: true }), "The batch is closed."));
 };
 
 // The pairs of a list, one at a time.
