@@ -44,6 +44,14 @@ def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool, cons
     return f"the reward model {name} cannot be told from chance, with too few pairs to tell: {shown}. {consequence}"
 
 
+def card_summary(metrics: Mapping[str, float]) -> str:
+    """Return the main figures of a reward card in a few words: its accuracy, and its agreement with gold if known."""
+    shown = accuracy_summary(metrics)
+    if "gold_agreement" in metrics:
+        shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
+    return shown
+
+
 def accuracy_summary(metrics: Mapping[str, float]) -> str:
     """Return a reward model's accuracy in a few words, with a remark when its interval includes chance."""
     if not metrics:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,8 +12,7 @@ from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
 from pipeline.errors import PipelineError, agreeing, counted
-from pipeline.evaluation.judging import accuracy_summary
-from pipeline.evaluation.reward_card.card import build_card, write_card
+from pipeline.evaluation.judging import card_summary
 from pipeline.models.scoring import score
 from pipeline.parallel.consolidation import consolidated_model
 from pipeline.stage import StageContext, StageResult
@@ -28,15 +26,11 @@ from pipeline.training.data.sources import EncodedData, TrainerRows, encode_sour
 from pipeline.training.fields import margin_problem, nothing_fits
 from pipeline.training.finish import finish, save_trained
 from pipeline.training.loop import run_trainer
+from pipeline.training.pair_report import ReportColumns, full_sequences, report_on_pairs
 from pipeline.training.setup import OpenedModel, arguments_for, build_trainer, open_reward_model, plan_steps, prepare
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from pipeline.training.data.row_text import Row
-
-SIDES = ("chosen", "rejected")
+    from pipeline.plain_data import Row
 
 
 def run(ctx: StageContext, config: Config) -> StageResult:
@@ -70,12 +64,16 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     started = time.perf_counter()
     metrics = {}
     if data.held_out and consolidated is not None:
-        metrics = _report(ctx, config, consolidated, opened.tokenizer, data.held_out)
+        pad_id, precision = opened.tokenizer.pad_token_id, precision_of(ctx)
+        columns = ReportColumns(config.group_by)
+        metrics = report_on_pairs(
+            ctx,
+            data.held_out,
+            lambda answers: score(consolidated, [one.ids for one in answers], pad_id, precision=precision),
+            columns,
+        )
     trained = replace(trained, scoring_seconds=time.perf_counter() - started)
-    shown = accuracy_summary(metrics)
-    if "gold_agreement" in metrics:
-        shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
-    return finish(ctx, trained, metrics=metrics, rows=data.counts, lineage=lineage, summary=shown)
+    return finish(ctx, trained, metrics=metrics, rows=data.counts, lineage=lineage, summary=card_summary(metrics))
 
 
 def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> tuple[EncodedData, bool]:
@@ -117,67 +115,19 @@ def _columns(data: EncodedData) -> TrainerRows:
     return TrainerRows(train, held_out)
 
 
-def _sequences(encoded_rows: EncodedRows, rows: Sequence[Row], *, use_margin: bool) -> list[EncodedRow]:
-    """Return the full sequences (prompt and response) of encoded pairs, each with its row.
+def _sequences(encoded: EncodedRows, rows: Sequence[Row], *, use_margin: bool) -> list[EncodedRow]:
+    """Return the full sequences of encoded pairs, with the rows' margins if they are used.
 
     Raises:
         PipelineError: margins are used, and rows lack them.
     """
-    encoded = []
-    for i, one in zip(encoded_rows.kept, encoded_rows.rows, strict=True):
-        prompt, row = one["prompt_ids"], rows[i]
-        pair: EncodedRow = {
-            "chosen_ids": [*prompt, *one["chosen_ids"]],
-            "rejected_ids": [*prompt, *one["rejected_ids"]],
-            "row": row,
-            "prompt_tokens": len(prompt),
-        }
-        if use_margin and row.get("margin") is not None:
-            pair["margin"] = float(row["margin"])
-        encoded.append(pair)
-    margins = sum("margin" in pair for pair in encoded)
-    problem = margin_problem(len(encoded), margins) if use_margin else None
+    pairs = full_sequences(encoded, rows)
+    if not use_margin:
+        return pairs
+    for pair in pairs:
+        if pair["row"].get("margin") is not None:
+            pair["margin"] = float(pair["row"]["margin"])
+    problem = margin_problem(len(pairs), sum("margin" in pair for pair in pairs))
     if problem is not None:
         raise PipelineError(problem)
-    return encoded
-
-
-def _report(
-    ctx: StageContext,
-    config: Config,
-    model: PreTrainedModel | PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Sequence[EncodedRow],
-) -> dict[str, float]:
-    """Score the held-out pairs and write the report card; return its main figures."""
-    ctx.phase(f"scoring {counted(len(held_out), 'held-out pair')}")
-    scored = functools.partial(score, model, pad_id=tokenizer.pad_token_id, precision=precision_of(ctx))
-    sides = {
-        "chosen": scored([row["chosen_ids"] for row in held_out]),
-        "rejected": scored([row["rejected_ids"] for row in held_out]),
-    }
-    rows = [row["row"] for row in held_out]
-    gold = _gold_of(rows)
-    with (ctx.out / "held_out_scores.jsonl").open("w", encoding="utf-8") as file:
-        for i, row in enumerate(rows):
-            shown = {"prompt": row["prompt"], **{side: row[side] for side in SIDES}}
-            shown |= {f"{side}_score": round(sides[side][i], 6) for side in SIDES}
-            file.write(json.dumps(shown, ensure_ascii=False, sort_keys=True) + "\n")
-    card = build_card(
-        chosen=sides["chosen"],
-        rejected=sides["rejected"],
-        chosen_lengths=[len(row["chosen_ids"]) - row["prompt_tokens"] for row in held_out],
-        rejected_lengths=[len(row["rejected_ids"]) - row["prompt_tokens"] for row in held_out],
-        groups=[str(row.get(config.group_by, "")) for row in rows] if config.group_by else None,
-        gold_chosen=gold.get("chosen"),
-        gold_rejected=gold.get("rejected"),
-        seed=ctx.seed,
-    )
-    return write_card(card, ctx.out)
-
-
-def _gold_of(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Return the true scores (`gold_chosen`, `gold_rejected`) by side; empty unless every row has both."""
-    if not all(row.get(f"gold_{side}") is not None for row in rows for side in SIDES):
-        return {}
-    return {side: [float(row[f"gold_{side}"]) for row in rows] for side in SIDES}
+    return pairs
