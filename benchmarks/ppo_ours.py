@@ -38,7 +38,7 @@ def trainer(asked: argparse.Namespace) -> Any:
     from pipeline.models.generate.decode import GenerationSettings
     from pipeline.models.generate.engines.batched import BatchedEngine
     from pipeline.models.load.adapter_config import Adapter
-    from pipeline.models.scoring import score
+    from pipeline.models.scoring import sequence_scores
     from pipeline.rl.policy.build import build_policy, check_policy
     from pipeline.rl.ppo.settings import PPOSettings
     from pipeline.rl.ppo.trainer import PPOTrainer
@@ -89,7 +89,9 @@ def trainer(asked: argparse.Namespace) -> Any:
             target_kl=0,  # no epoch is skipped
         ),
         prompts=prompts,
-        score=lambda episodes: score(reward, [[*e.prompt_ids, *e.response_ids] for e in episodes], made.pad_token_id),
+        score=lambda episodes: sequence_scores(
+            reward, [[*e.prompt_ids, *e.response_ids] for e in episodes], made.pad_token_id
+        ),
         engine=engine,
         generation=generation,
         decode_text=lambda ids: str(made.decode(ids, skip_special_tokens=True)),

@@ -1,7 +1,8 @@
-"""Computes a reward model's scores, one number per sequence.
+"""Computes a reward model's scores, one number per response to a prompt.
 
-Owns the batching: sequences are sorted by length and padded on the right, with a token budget per forward pass. Knows
-nothing of prompts or of the use of the scores.
+A reward model has one of two forms: a sequence classification model with one label, which scores prompt and response
+together, or an implicit reward, the log-ratio of two language models. Owns the batching of the first: sequences are
+sorted by length and padded on the right, with a token budget per forward pass. Knows nothing of the use of the scores.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.batching import length_batches
 from pipeline.models.cpu.precision import computing_in
 from pipeline.models.forward import evaluating
+from pipeline.models.implicit_reward import ImplicitReward
 from pipeline.models.positions import decoder_of, hidden_at
+from pipeline.models.prompted_response import PromptedResponse
 from pipeline.parallel.zero.zero3 import forward_without_engine, idle_passes
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
+
+TOKEN_BUDGET = 4096
+"""Padded tokens in one forward pass."""
 
 
 def finite(scores: list[float], name: str) -> list[float]:
@@ -37,14 +43,42 @@ def finite(scores: list[float], name: str) -> list[float]:
 
 
 def score(
+    model: PreTrainedModel | PeftModel | ImplicitReward,
+    answers: Sequence[PromptedResponse],
+    pad_id: int,
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    precision: str = "fp32",
+) -> list[float]:
+    """Return the score that a reward model of any form gives each response, in their order.
+
+    Args:
+        model: the reward model. If its weights are sharded, every rank must call this, even without responses of its
+            own.
+        answers: prompts, each with a response.
+        pad_id: the padding id of the model's tokenizer.
+        token_budget: padded tokens in one forward pass.
+        precision: compute precision, if it is lower than that of the weights.
+
+    Raises:
+        PipelineError: prompt and response are empty, or for an implicit reward the prompt is, or both together are
+            longer than its context.
+    """
+    if isinstance(model, ImplicitReward):
+        prompts, responses = [one.prompt_ids for one in answers], [one.response_ids for one in answers]
+        return model.rewards(prompts, responses, token_budget=token_budget, precision=precision)
+    return sequence_scores(model, [one.ids for one in answers], pad_id, token_budget=token_budget, precision=precision)
+
+
+def sequence_scores(
     model: PreTrainedModel | PeftModel,
     sequences: Sequence[Sequence[int]],
     pad_id: int,
     *,
-    token_budget: int = 4096,
+    token_budget: int = TOKEN_BUDGET,
     precision: str = "fp32",
 ) -> list[float]:
-    """Return the model's score of each sequence of token ids, in their order.
+    """Return a sequence classification model's score of each sequence of token ids, in their order.
 
     Args:
         model: a sequence classification model with one label. If its weights are sharded, every rank must call this,

@@ -9,37 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from pipeline.errors import counted
 from pipeline.evaluation.reward_card.card import build_card, write_card
+from pipeline.models.prompted_response import PromptedResponse
 from pipeline.plain_data import Row
 from pipeline.stage import StageContext
 from pipeline.training.data.encoding import EncodedRow, EncodedRows
 
 SIDES = ("chosen", "rejected")
-
-
-class PromptedResponse(NamedTuple):
-    """The tokens of a prompt and of one response to it.
-
-    Attributes:
-        ids: token ids of the prompt, then of the response.
-        prompt_tokens: tokens of the prompt.
-    """
-
-    ids: list[int]
-    prompt_tokens: int
-
-    @property
-    def prompt_ids(self) -> list[int]:
-        """The tokens of the prompt."""
-        return self.ids[: self.prompt_tokens]
-
-    @property
-    def response_ids(self) -> list[int]:
-        """The tokens of the response."""
-        return self.ids[self.prompt_tokens :]
 
 
 Scorer = Callable[[Sequence[PromptedResponse]], list[float]]

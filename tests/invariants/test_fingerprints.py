@@ -26,6 +26,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "grpo": {"data": "d", "model": "m", "reward": ["r"]},
     "rloo": {"data": "d", "model": "m", "reward": ["r"]},
     "evaluate": {"data": "d", "models": ["m", "n"], "baseline": "m", "reward": "r"},
+    "implicit_reward": {"policy": "m", "reference": "n", "beta": 0.2, "test": "d"},
     "merge": {"model": "m", "adapters": ["a"]},
     "sample": {"data": "d", "models": ["m"]},
     "best_of_n": {"data": "d", "reward": ["r"]},

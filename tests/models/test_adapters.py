@@ -15,7 +15,7 @@ from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import attach, lora_config, merge_adapter, without_adapter
 from pipeline.models.load.pretrained import load_causal_lm, load_reward_model
 from pipeline.models.save.artifact import save_model
-from pipeline.models.scoring import score
+from pipeline.models.scoring import sequence_scores
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
@@ -129,7 +129,7 @@ def test_reward_adapter_trains_the_head_and_merges(
     model = trained(attach(model, Adapter(r=4), "reward", seed=2))
     assert any("score" in name for name, p in model.named_parameters() if p.requires_grad)
     rows = [[5, 6, 7], [8, 9], [10, 11, 12, 13, 14]]
-    before = score(model, rows, 0)
+    before = sequence_scores(model, rows, 0)
     save_model(model, tokenizer, tmp_path / "rm")
-    after = score(load_reward_model(folder_input(tmp_path / "rm"), tokenizer, seed=77), rows, 0)
+    after = sequence_scores(load_reward_model(folder_input(tmp_path / "rm"), tokenizer, seed=77), rows, 0)
     assert after == pytest.approx(before, abs=1e-4)

@@ -10,7 +10,7 @@ from pipeline.errors import PipelineError
 from pipeline.models.generate.decode import GenerationSettings, decode
 from pipeline.models.generate.sampling import Sampling
 from pipeline.models.logprobs import response_logprobs, token_logprobs
-from pipeline.models.scoring import score
+from pipeline.models.scoring import sequence_scores
 
 
 def rows(count: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -98,6 +98,6 @@ def test_scores_do_not_depend_on_the_batch(llama: Any, tokenizer: Any, tmp_path:
         with torch.inference_mode():
             hidden = model.model(torch.tensor([sequence])).last_hidden_state[0, -1]  # the last real token
             expected.append((model.score.weight @ hidden).item())
-    assert score(model, sequences, 0, token_budget=64) == pytest.approx(expected, abs=1e-5)
+    assert sequence_scores(model, sequences, 0, token_budget=64) == pytest.approx(expected, abs=1e-5)
     with pytest.raises(PipelineError, match="sequence 1 is empty"):
-        score(model, [[5], []], 0)
+        sequence_scores(model, [[5], []], 0)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from pipeline.models import positions
 from pipeline.models.positions import decoder_of, flat, hidden_at, logits_at
-from pipeline.models.scoring import score
+from pipeline.models.scoring import sequence_scores
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64}
 SHAPE |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -90,7 +90,7 @@ def test_scores_are_those_of_the_classifier_also_where_the_end_is_the_padding() 
     with torch.no_grad():  # by hand, at the last token: transformers would look for the last one that is no padding
         hidden = [model.model(input_ids=torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
         expected = [float(model.score.weight[0] @ state) for state in hidden]
-    assert score(model, rows, pad_id=0) == pytest.approx(expected, abs=1e-5)
+    assert sequence_scores(model, rows, pad_id=0) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_common_form_is_told_by_what_a_layer_computes() -> None:

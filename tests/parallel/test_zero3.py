@@ -24,7 +24,7 @@ from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import attach
 from pipeline.models.load.deferred import Deferred
 from pipeline.models.load.pretrained import load_causal_lm, load_reward_model
-from pipeline.models.scoring import score
+from pipeline.models.scoring import sequence_scores
 from pipeline.parallel import dtensors
 from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.dims import ParallelDims
@@ -114,7 +114,7 @@ def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
     # The second process has fewer batches than the first, and then none.
     for rows in ([[5, 6, 7], [8, 9]], [[5, 6, 7]] * (1 - int(os.environ["RANK"]))):
         mine = rows[: 2 - int(os.environ["RANK"])]
-        scores = [score(model, mine, 0, token_budget=3) for model in (sharded, alone)]
+        scores = [sequence_scores(model, mine, 0, token_budget=3) for model in (sharded, alone)]
         same[f"scores of {len(rows)}"] = scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == len(mine)
     return same
 

@@ -22,7 +22,7 @@ from ppo_world import (
 from transformers import LlamaForSequenceClassification
 
 from pipeline.models.load.adapters import attach
-from pipeline.models.scoring import score
+from pipeline.models.scoring import sequence_scores
 from pipeline.rl.policy.adapters import (
     REWARD,
     VALUE,
@@ -74,7 +74,7 @@ def test_a_reward_adapter_on_the_trunk_scores_as_the_whole_reward_model(
     samples = [Sample({}, e.prompt_ids, e.response_ids, "") for e in episodes]
     scores = trunk_scorer(policy, reward, 0, token_budget=20)(samples, {})
     rows = [[*e.prompt_ids, *e.response_ids] for e in episodes]
-    assert scores == pytest.approx(score(whole, rows, 0), abs=1e-4)
+    assert scores == pytest.approx(sequence_scores(whole, rows, 0), abs=1e-4)
     assert max(scores) - min(scores) > 0.1
     # Nothing of the policy knows: what is trained, what it says, what is saved of it.
     assert torch.equal(naive_logp_of(policy, episodes), before)
@@ -136,7 +136,7 @@ def test_the_value_function_starts_as_the_reward_model_where_their_adapters_have
     episodes = prepared(trainer_of(policy))
     for episode in episodes:  # V before the last token is the reward model's score of what stands there
         row = [*episode.prompt_ids, *episode.response_ids[:-1]]
-        assert float(episode.values_T[-1]) == pytest.approx(score(whole, [row], -1)[0], abs=1e-4)
+        assert float(episode.values_T[-1]) == pytest.approx(sequence_scores(whole, [row], -1)[0], abs=1e-4)
     other = build_policy(language_model(), adapter=lora(r=8), value="adapter")
     reward = reward_on_trunk(other.model, tmp_path)
     assert reward is not None and not start_value_from_reward(other.model, other.value.linear, reward)

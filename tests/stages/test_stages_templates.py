@@ -114,12 +114,12 @@ def assert_score_is_read_at_the_end(folder: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from pipeline.models.scoring import score
+    from pipeline.models.scoring import sequence_scores
 
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ended, cut = [5, 6, 7, tokenizer.eos_token_id], [5, 6, 7]
     padded = torch.tensor([ended, [*cut, tokenizer.pad_token_id]])
     theirs = model(input_ids=padded).logits[:, 0].tolist()
-    ours = score(model, [ended, cut], tokenizer.pad_token_id)
+    ours = sequence_scores(model, [ended, cut], tokenizer.pad_token_id)
     assert ours == pytest.approx(theirs, abs=1e-6)
     assert abs(ours[0] - ours[1]) > 1e-6

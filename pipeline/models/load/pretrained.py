@@ -30,6 +30,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
+from pipeline.artifacts.implicit_reward import SETTINGS_FILE
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.load.deferred import Stored, tensor_files
 from pipeline.models.load.quantized_files import quantization_of_files
@@ -245,12 +246,15 @@ def load_reward_model(
         weights: how the weights are held, field by field; with `zero3` the head is not sharded.
 
     Raises:
-        PipelineError: as `load_causal_lm`.
+        PipelineError: as `load_causal_lm`, or it is an implicit reward, which has no head.
 
     Reference: Stiennon et al. 2020, arXiv:2009.01325, appendix B (initial weights of the head).
     """
     source = source_of(model_input)
     refuse_unsafe(source)
+    if source.is_folder and (Path(source.place) / SETTINGS_FILE).is_file():
+        statement = f"`{model_input.ref}` is an implicit reward: two language models, without a head that gives a score"
+        raise PipelineError(Problem(statement, "a language model or a reward model", "name its policy"))
     zero3, extra = weights.get("zero3"), _loading(source, trust_remote_code, weights)
     with quiet(), explained(source, "model"), zero3_loading(zero3):
         model, info = AutoModelForSequenceClassification.from_pretrained(

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
+from pipeline.models.load.pretrained import load_tokenizer
+from pipeline.models.prompted_response import PromptedResponse
 from pipeline.models.scoring import score
 from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.plain_data import Row
 from pipeline.rl.rewards.fields import RewardFields
 from pipeline.rl.rewards.functions import Offered, call_reward
 from pipeline.stage import ResolvedInput, StageContext
-from pipeline.training.arguments import frozen_weights, zero3_config
+from pipeline.training.arguments import zero3_config
 from pipeline.training.data.encoding import Reader, encode_answers
-from pipeline.training.fitting import fit
+from pipeline.training.reward_models import open_scorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -191,18 +192,13 @@ def _model_scorer(
     on_policy = on_trunk(source) if same and on_trunk is not None else None
     if on_policy is not None:
         return on_policy
-    device, weights = frozen_weights(ctx)
-    weights["zero3"] = zero3_config(ctx)
-    model = load_reward_model(source, own, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
-    model.requires_grad_(False)
-    fit(ctx, model, own, weights)
-    model.score.to(device) if weights["zero3"] is not None else model.to(device)
+    model = open_scorer(ctx, source, own, zero3=zero3_config(ctx))
 
     def scores(samples: Sequence[Sample], offered: Offered) -> list[float]:
         if same:
-            sequences = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
+            answers = [PromptedResponse.of(sample.prompt_ids, sample.response_ids) for sample in samples]
         else:
-            sequences = encode_answers(own, [sample.row for sample in samples], [sample.text for sample in samples])
-        return score(model, sequences, own.pad_token_id)
+            answers = encode_answers(own, [sample.row for sample in samples], [sample.text for sample in samples])
+        return score(model, answers, own.pad_token_id)
 
     return scores

@@ -16,14 +16,13 @@ from typing import NamedTuple
 from pipeline.errors import counted
 from pipeline.evaluation.stats.estimate import rounded
 from pipeline.machine.disk import keep_if_possible
-from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
+from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.models.scoring import finite, score
 from pipeline.parallel.ranks import Ranks
 from pipeline.plain_data import Row
 from pipeline.stage import ResolvedInput, StageContext
-from pipeline.training.arguments import frozen_weights
 from pipeline.training.data.encoding import ANSWER, RowFault, encode_answers, encode_labelled
-from pipeline.training.fitting import fit
+from pipeline.training.reward_models import open_scorer
 
 AT_ONCE = 256
 """Answers between two reports of progress; what is scored by then is kept for a stage that is stopped."""
@@ -51,10 +50,7 @@ def text_scorer(ctx: StageContext, source: ResolvedInput) -> TextScorer:
         PipelineError: the model cannot be loaded; later, the chat template cannot render a prompt.
     """
     tokenizer = load_tokenizer(source, ctx.trust_remote_code)
-    device, weights = frozen_weights(ctx)
-    judge = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
-    fit(ctx, judge, tokenizer, weights)
-    judge.to(device)
+    judge = open_scorer(ctx, source, tokenizer)
     pad = tokenizer.pad_token_id
     return lambda rows, texts: finite(score(judge, encode_answers(tokenizer, rows, texts), pad), source.name)
 

@@ -10,16 +10,17 @@ from pipeline.evaluation.judges.pairs import Pair
 from pipeline.evaluation.judges.verdicts import PREFERRED, bradley_terry, joined, verdict_of
 from pipeline.evaluation.judging import judge_warning
 from pipeline.evaluation.stats.estimate import rounded
-from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
+from pipeline.models.load.pretrained import load_tokenizer
+from pipeline.models.prompted_response import PromptedResponse
 from pipeline.models.scoring import finite, score
 from pipeline.plain_data import ShapedRow
 from pipeline.records.shapes.turns import Turn
 from pipeline.rl.rewards.functions import call_reward
 from pipeline.stage import StageContext
 from pipeline.stages.judge.config import Config
-from pipeline.training.arguments import frozen_weights, prepare_torch
+from pipeline.training.arguments import prepare_torch
 from pipeline.training.data.encoding import encode_labelled
-from pipeline.training.fitting import fit
+from pipeline.training.reward_models import open_scorer
 
 Response = tuple[ShapedRow, Sequence[Turn]]
 """A row with its prompt, and a response."""
@@ -117,9 +118,6 @@ def _reward_scores(ctx: StageContext, responses: Sequence[Response]) -> list[flo
         fault = encoded.faults[0]
         remedy = "leave its row out of the data, or mend the chat template of the reward model"
         raise PipelineError(Problem(f"a response of the data {fault.reason}", "", remedy, stage=ctx.name))
-    device, weights = frozen_weights(ctx)
-    model = load_reward_model(source, tokenizer, seed=ctx.seed, trust_remote_code=ctx.trust_remote_code, **weights)
-    fit(ctx, model, tokenizer, weights)
-    model.to(device)
-    sequences = [[*row["prompt_ids"], *row["completion_ids"]] for row in encoded.rows]
-    return finite(score(model, sequences, tokenizer.pad_token_id), source.name)
+    model = open_scorer(ctx, source, tokenizer)
+    answers = [PromptedResponse.of(row["prompt_ids"], row["completion_ids"]) for row in encoded.rows]
+    return finite(score(model, answers, tokenizer.pad_token_id), source.name)

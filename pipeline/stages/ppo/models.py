@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.models.cpu.precision import HALF
+from pipeline.models.implicit_reward import is_implicit_reward
 from pipeline.models.load.pretrained import WeightOptions, load_causal_lm, load_reward_model, load_tokenizer
 from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.parallel.zero.config import deepspeed_config, fit_buckets, width_of
@@ -78,7 +79,10 @@ def load_start(
 
 
 def load_value_start(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return the initial separate value model: a reward model with the policy's tokenizer, else the policy's start."""
+    """Return the initial separate value model: a reward model with the policy's tokenizer, else the policy's start.
+
+    An implicit reward has no head that gives one number, so no value model starts from it.
+    """
     weights = WeightOptions(zero3=zero3_config(ctx))
 
     def load(source: ResolvedInput) -> PreTrainedModel:
@@ -87,6 +91,8 @@ def load_value_start(ctx: StageContext, config: Config, tokenizer: PreTrainedTok
         return model
 
     for source in ctx.inputs.get("reward", []):
+        if is_implicit_reward(source):
+            continue
         own = load_tokenizer(source, ctx.trust_remote_code)
         if not disagreements(facts(tokenizer, "policy"), facts(own, source.name)):
             return load(source)
@@ -97,7 +103,8 @@ def load_value_start(ctx: StageContext, config: Config, tokenizer: PreTrainedTok
 
 def scorer_on_trunk(ctx: StageContext, policy: Policy, source: ResolvedInput, pad_id: int) -> Scorer | None:
     """Return a scorer for a reward model that is an adapter on the policy's trunk; None if it must be loaded."""
-    reward = reward_on_trunk(policy.model, Path(source.path)) if Path(source.path).is_dir() else None
+    may_share = Path(source.path).is_dir() and not is_implicit_reward(source)
+    reward = reward_on_trunk(policy.model, Path(source.path)) if may_share else None
     if reward is None:
         return None
     ctx.note(f"reward model {source.ref} is an adapter on the policy's own trunk")

@@ -69,7 +69,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         metrics = report_on_pairs(
             ctx,
             data.held_out,
-            lambda answers: score(consolidated, [one.ids for one in answers], pad_id, precision=precision),
+            lambda answers: score(consolidated, answers, pad_id, precision=precision),
             columns,
         )
     trained = replace(trained, scoring_seconds=time.perf_counter() - started)

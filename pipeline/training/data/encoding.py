@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.labels import IGNORE
+from pipeline.models.prompted_response import PromptedResponse
 from pipeline.models.tokenizer.contract import conversation_problems
 from pipeline.models.tokenizer.encoding import Text, TextEncoder, Tokens
 from pipeline.models.tokenizer.template import TemplateFaultError
@@ -340,7 +341,9 @@ def spelled_texts(
     return nothing_encoded()._replace(kept=list(range(len(rows))), spelled=spelled)
 
 
-def encode_answers(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], answers: Sequence[str]) -> list[list[int]]:
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], answers: Sequence[str]
+) -> list[PromptedResponse]:
     """Encode each prompt together with its answer, which is given as text.
 
     Raises:
@@ -353,7 +356,7 @@ def encode_answers(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], answ
     encoded = encode_labelled(tokenizer, asked)
     if encoded.faults:
         raise PipelineError(Problem(f"prompt {encoded.faults[0].index + 1} with its answer {encoded.faults[0].reason}"))
-    return [[*row["prompt_ids"], *row["completion_ids"]] for row in encoded.rows]
+    return [PromptedResponse.of(row["prompt_ids"], row["completion_ids"]) for row in encoded.rows]
 
 
 def _encode(

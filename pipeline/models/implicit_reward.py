@@ -1,0 +1,130 @@
+"""Implicit rewards: the log-ratio of a preference-trained policy and its reference as the score of a response.
+
+Owns the pair of models: how it is loaded, and its arithmetic. Knows nothing of prompts or of the use of the scores.
+
+Reference: Rafailov et al. 2023, arXiv:2305.18290, equation 5: r(x, y) = β log π(y|x) / π_ref(y|x) + β log Z(x). We
+leave out Z, which all responses to one prompt share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from huggingface_hub import snapshot_download
+from transformers.utils import cached_file
+
+from pipeline.artifacts.implicit_reward import MODEL_FILES, REFERENCE_FOLDER, SETTINGS_FILE, beta_of
+from pipeline.models.forward import context_limit
+from pipeline.models.load.pretrained import WeightOptions, explained, load_causal_lm, quiet, source_of
+from pipeline.models.logprobs import response_logprobs
+from pipeline.stage import ResolvedInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ImplicitReward:
+    """A policy and a reference of one tokenizer.
+
+    Attributes:
+        policy: the preference-trained causal language model.
+        reference: the causal language model it is compared with.
+        beta: factor of the log-ratio, the β of DPO.
+    """
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    beta: float
+
+    @property
+    def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
+        """The two models."""
+        return self.policy, self.reference
+
+    @property
+    def context(self) -> int | None:
+        """The longest prompt and response together that both models can read, in tokens; None without a limit."""
+        return min((limit for limit in map(context_limit, self.models) if limit is not None), default=None)
+
+    def rewards(
+        self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, token_budget: int, precision: str
+    ) -> list[float]:
+        """Return β times the log-ratio of each response, summed over its tokens; 0 for an empty response.
+
+        Args:
+            prompts: token ids, one non-empty list per row.
+            responses: token ids, end token included.
+            token_budget: padded tokens in one forward pass.
+            precision: compute precision, if it is lower than that of the weights.
+
+        Raises:
+            PipelineError: a prompt is empty, or a row is longer than the context of one of the models.
+        """
+        policy, reference = (
+            response_logprobs(model, prompts, responses, token_budget=token_budget, precision=precision)
+            for model in self.models
+        )
+        return [self.beta * (sum(own) - sum(other)) for own, other in zip(policy, reference, strict=True)]
+
+
+def load_implicit_reward(
+    model_input: ResolvedInput, trust_remote_code: bool = False, **weights: Unpack[WeightOptions]
+) -> ImplicitReward | None:
+    """Load an implicit reward; None if the input is a model of another form.
+
+    Args:
+        model_input: artifact, folder or hub id.
+        trust_remote_code: whether the repository may run its own Python.
+        weights: how the weights are held; with `zero3` both models are sharded, and every rank must call this.
+
+    Raises:
+        PipelineError: as `load_causal_lm` and `beta_of`.
+    """
+    if not is_implicit_reward(model_input):
+        return None
+    folder = local_folder(model_input)
+    beta = beta_of(folder)
+    assert beta is not None, "it has its settings"
+    places = (folder, folder / REFERENCE_FOLDER)
+    policy, reference = (
+        load_causal_lm(
+            model_input.model_copy(update={"path": str(place)}), trust_remote_code=trust_remote_code, **weights
+        )
+        for place in places
+    )
+    return ImplicitReward(policy, reference, beta)
+
+
+def is_implicit_reward(model_input: ResolvedInput) -> bool:
+    """Return whether an artifact, a folder or a hub repository is an implicit reward, by its settings file."""
+    source = source_of(model_input)
+    if source.is_folder:
+        return (Path(source.place) / SETTINGS_FILE).is_file()
+    with quiet(), explained(source, "reward model"):
+        file = cached_file(
+            source.place,
+            SETTINGS_FILE,
+            revision=source.revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return file is not None
+
+
+def local_folder(model_input: ResolvedInput) -> Path:
+    """Return the folder of a model and its tokenizer; that of a hub id is downloaded.
+
+    Raises:
+        PipelineError: the hub cannot be reached, or has no such model.
+    """
+    source = source_of(model_input)
+    if source.is_folder:
+        return Path(source.place)
+    patterns = [*MODEL_FILES, SETTINGS_FILE, *(f"{REFERENCE_FOLDER}/{pattern}" for pattern in MODEL_FILES)]
+    with quiet(), explained(source, "model"):
+        return Path(snapshot_download(source.place, revision=source.revision, allow_patterns=patterns))
