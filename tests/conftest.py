@@ -83,7 +83,7 @@ SLOW = {
     "recipe": "trainer_fields",
     "run": "check_tokens full_disk merge_chain merge_sources preflight run run_rounds signals",
     "stages": "endpoint_transformers every_field judge_transformers new_kind sample_endpoints "
-    "stage_dpo stage_judge stage_kto stage_merge stage_on_policy stage_ppo stage_reward stage_sft "
+    "stage_dpo stage_implicit_reward stage_judge stage_kto stage_merge stage_on_policy stage_ppo stage_reward stage_sft "
     "stages_templates written_models",
     "training": "audit best sampling_engines vllm_sampler",
 }

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from pipeline.artifacts.implicit_reward import REFERENCE_FOLDER, SETTINGS_FILE
 from pipeline.artifacts.manifest import InputRecord, Manifest
 from pipeline.artifacts.provenance import HUB, adapters_of, base_of
 from pipeline.errors import counted
@@ -24,6 +25,12 @@ _ROW_FATES = {
     "unrendered": "cannot be rendered by the chat template and were left out",
 }
 """What happened to rows, by the key that counts them in the manifest's `rows`."""
+_IMPLICIT = f"""\
+The folder holds two causal language models: the policy here, and the reference in `{REFERENCE_FOLDER}/`. The reward of
+an answer is beta times the difference of their log-probabilities, summed over its tokens, the end token included
+(arXiv:2305.18290, section 5). It says which of two answers to one prompt is better; scores of different prompts have no
+common zero. A stage of trueup takes the folder as its `reward`. In transformers:
+"""
 _PURPOSE = {
     "model": "A causal language model",
     "reward": "A reward model: it gives a conversation one number, higher is better",
@@ -60,7 +67,7 @@ def _front_matter(manifest: Manifest, ancestors: Sequence[Manifest], files: set[
     tags = ["trueup", manifest.kind, *(["lora"] if manifest.lineage.get("adapters") else [])]
     entries = [
         "library_name: transformers",
-        f"pipeline_tag: {'text-classification' if manifest.makes == 'reward' else 'text-generation'}",
+        f"pipeline_tag: {'text-classification' if _has_score_head(manifest, files) else 'text-generation'}",
         *_yaml_list("tags", tags),
         *_yaml_list("datasets", _hub_datasets([manifest, *ancestors])),
     ]
@@ -141,6 +148,8 @@ def _cell(text: str) -> str:
 def _usage(manifest: Manifest, files: set[str]) -> str:
     if "config.json" not in files:
         return ""
+    if SETTINGS_FILE in files:
+        return "## How to use\n\n" + _IMPLICIT + "\n" + _python(_comparing(files))
     code = [*_loading(manifest), *(_scoring(files) if manifest.makes == "reward" else _generating(files))]
     text = "## How to use\n\n" + _python(code)
     if manifest.makes == "model":
@@ -152,6 +161,48 @@ def _usage(manifest: Manifest, files: set[str]) -> str:
 
 def _python(lines: Iterable[str]) -> str:
     return "```python\n" + "\n".join(lines) + "\n```\n"
+
+
+def _has_score_head(manifest: Manifest, files: set[str]) -> bool:
+    """Return whether the model gives a score by a head of its own, as an implicit reward does not."""
+    return manifest.makes == "reward" and SETTINGS_FILE not in files
+
+
+def _comparing(files: set[str]) -> list[str]:
+    """Return example code that scores an answer by the log-ratio of policy and reference."""
+    if TEMPLATE_FILE in files:
+        texts = [
+            'asked = [{"role": "user", "content": "Hello!"}]',
+            'answered = [*asked, {"role": "assistant", "content": "Hello, how are you?"}]',
+            "prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)",
+            "whole = tokenizer.apply_chat_template(answered, tokenize=False).rstrip()",
+        ]
+    else:
+        texts = ['prompt, whole = "Hello,", "Hello, how are you?" + tokenizer.eos_token']
+    return [
+        "import json",
+        "",
+        "import torch",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'path = "."  # this folder',
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        "policy = AutoModelForCausalLM.from_pretrained(path)",
+        f'reference = AutoModelForCausalLM.from_pretrained(path + "/{REFERENCE_FOLDER}")',
+        f'beta = json.load(open(path + "/{SETTINGS_FILE}"))["beta"]',
+        *texts,
+        'first = tokenizer(prompt, add_special_tokens=False)["input_ids"]',
+        'ids = torch.tensor([first + tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]])',
+        "",
+        "",
+        "@torch.no_grad()",
+        "def logprob(model):",
+        "    logprobs = model(ids).logits[0, :-1].log_softmax(-1)",
+        "    return logprobs.gather(1, ids[0, 1:, None])[len(first) - 1 :].sum().item()",
+        "",
+        "",
+        "print(beta * (logprob(policy) - logprob(reference)))",
+    ]
 
 
 def _loader(manifest: Manifest) -> str:

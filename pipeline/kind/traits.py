@@ -98,7 +98,7 @@ class Workload:
             `train:` of `OnPolicyTrain`; `rollouts`, for `train:` of `PPOSettings`; or `answers` that it generates and
             scores without training, for a configuration with `models`, `max_new_tokens`, `limit`,
             `responses_per_prompt` and `passes_per_response`; or `candidates`, answers of a data source that the
-            reward models of `reward` score, without another model.
+            reward models of `reward` score, or the one that the stage makes, without another model.
         sequences_per_row: sequences of a row in a forward pass: 2 for both sides of a pair.
         head: how the loss uses the output layer: `module` calls it, which makes the logits of all tokens; `weight`
             reads its weight and makes logits in tiles, as trl's losses do, which bypasses an adapter on it; `none` if
@@ -275,6 +275,7 @@ class Traits:
         packages: packages of an extra that it needs.
         machine_check: returns what a configuration needs and this machine lacks, for what only some of them need.
         requests: how its requests to a server are known beforehand; None if it sends none.
+        holds: fields of inputs whose models its artifact holds side by side; empty if it holds one model or none.
         folds_adapters: whether it folds the adapters of its input `adapters` into the full weights of its `model`.
     """
 
@@ -287,6 +288,7 @@ class Traits:
     packages: Packages | None = None
     machine_check: MachineCheck | None = None
     requests: Requests | None = None
+    holds: tuple[str, ...] = ()
     folds_adapters: bool = False
 
     def reading(self, field_name: str) -> Reading:

@@ -24,7 +24,7 @@ from pipeline.preflight.checks.adapters import merge_problems, quantize_problems
 from pipeline.preflight.checks.engines import vllm_problems
 from pipeline.preflight.checks.requests import stage_requests
 from pipeline.preflight.checks.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
-from pipeline.preflight.checks.tokenizers import growing_embeddings, offline_notes
+from pipeline.preflight.checks.tokenizers import growing_embeddings, offline_notes, pair_problems
 from pipeline.preflight.checks.tokens import StageTokens, count_stage_tokens
 from pipeline.preflight.forecast import fitting_problems
 from pipeline.preflight.forecast.machine import has_no_gpu
@@ -98,6 +98,7 @@ def check_plan(
         *_template_problems(plan),
         *quantize_problems(everything),
         *merge_problems(plan),
+        *pair_problems(plan),
         *vllm_problems(plan),
         *_tensor_problems(plan, shapes),
     ]

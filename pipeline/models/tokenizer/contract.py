@@ -99,6 +99,21 @@ def disagreements(first: TokenizerFacts, second: TokenizerFacts) -> list[Problem
     return problems
 
 
+def pair_problem(policy: TokenizerFacts, reference: TokenizerFacts) -> Problem | None:
+    """Return the problem of a policy and a reference whose tokenizers differ: their probabilities are of other tokens.
+
+    Args:
+        policy: facts of the policy's tokenizer.
+        reference: facts of the reference's tokenizer.
+    """
+    differences = disagreements(policy, reference)
+    if not differences:
+        return None
+    statement = f"policy `{policy.name}` and reference `{reference.name}` have different tokenizers"
+    remedy = "name the model that the policy was trained from as `reference`"
+    return Problem(f"{statement}: {differences[0].found}", differences[0].expected, remedy)
+
+
 def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel | None = None) -> list[int]:
     """Return the token ids that end a response.
 

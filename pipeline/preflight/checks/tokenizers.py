@@ -13,14 +13,14 @@ from typing import NamedTuple, TypedDict
 from huggingface_hub import constants
 
 from pipeline.errors import Problem
-from pipeline.models.tokenizer.contract import disagreements, facts_of_folder, growth_note, growth_problem
+from pipeline.models.tokenizer.contract import disagreements, facts_of_folder, growth_note, growth_problem, pair_problem
 from pipeline.plan import Plan, PlannedInput, PlannedStage
 from pipeline.preflight.forecast.shapes import ModelShapes
-from pipeline.stage import ResolvedInput
+from pipeline.stage import ResolvedInput, kind_of
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
-MODELS = ("model", "init", "models", "reward", "watch", "value")
+MODELS = ("model", "init", "models", "reward", "watch", "value", "policy", "reference")
 """Input fields that name models, each with its own tokenizer."""
 
 
@@ -67,7 +67,7 @@ def tokenizer_of(plan: Plan, item: PlannedInput, template: str | None) -> LocalT
     if stage is None:
         return None
     own = getattr(stage.spec.config, "chat_template", None)
-    for field in ("tokenizer", "model", "init"):
+    for field in ("tokenizer", "model", "init", "policy"):
         for below in stage.inputs.get(field, []):
             return tokenizer_of(plan, below, template or own)
     return None
@@ -103,6 +103,24 @@ def readers_of(plan: Plan, stage: PlannedStage, tokenizer: LocalTokenizer) -> li
             name = f"reward model `{item.ref}`"
             readers.append({"name": name, "tokenizer": own.item, "chat_template": own.chat_template})
     return readers
+
+
+def pair_problems(plan: Plan) -> Iterator[Problem]:
+    """Yield a problem for each policy whose reference has another tokenizer, if both are on this machine."""
+    for stage in plan.pending:
+        held = [item for field in kind_of(stage.spec.kind).traits.holds for item in stage.inputs.get(field, [])]
+        tokenizers = [tokenizer_of(plan, item, None) for item in held]
+        known = [  # a tokenizer whose chat template a pending stage replaces is compared when the stage runs
+            facts_of_folder(one.folder, item.ref)
+            for one, item in zip(tokenizers, held, strict=True)
+            if one is not None and one.chat_template is None
+        ]
+        if len(known) != 2 or known[0] is None or known[1] is None:
+            continue
+        problem = pair_problem(known[0], known[1])
+        if problem is not None:
+            where = plan.recipe.where("stages", stage.spec.name, "reference")
+            yield replace(problem, where=where, stage=stage.spec.name)
 
 
 def growing_embeddings(plan: Plan, shapes: ModelShapes) -> tuple[list[str], list[Problem]]:

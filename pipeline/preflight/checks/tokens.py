@@ -48,7 +48,7 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 LONGEST_BY_DEFAULT = 2048
 """Default of `train.max_length` in tokens, the same as in `training/fitting.py`."""
 
-WITH_TOKENIZER = ("tokenizer", "model", "models", "init")
+WITH_TOKENIZER = ("tokenizer", "model", "models", "init", "policy")
 """Input fields that may provide the tokenizer of a stage's rows; the first one that is set does."""
 
 
@@ -206,7 +206,7 @@ def _encodings(stage: PlannedStage, use: SourceUse) -> dict[Shape, Encoding]:
 
 def _context(stage: PlannedStage, shapes: ModelShapes) -> int | None:
     """Return the context length of a stage's model in tokens, or the shortest of its models; None if not known."""
-    models = stage.inputs.get("models", [])
+    models = [item for field in ("models", "policy", "reference") for item in stage.inputs.get(field, [])]
     configs = [shapes.config_of_input(item) or {} for item in models] or [shapes.config_of(stage) or {}]
     known = [fields[key] for fields in configs for key in CONTEXT_KEYS if isinstance(fields.get(key), int)]
     return min(known, default=None)

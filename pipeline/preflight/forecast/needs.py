@@ -24,10 +24,13 @@ def forecasts(plan: Plan, store: Store) -> tuple[list[Forecast], list[str]]:
         if workload is None:
             continue
         shape = shapes.of_stage(stage)
-        others = [shapes.of_input(item) for field in ("reward", "watch") for item in stage.inputs.get(field, [])]
+        items = [item for field in ("reward", "watch") for item in stage.inputs.get(field, [])]
+        others = [shapes.of_reward(item) for item in items]
+        if workload.over == "candidates" and not items:
+            others = [shapes.held_by(stage)] if stage.data else []
         known = [other for other in others if other is not None]
-        if workload.over == "candidates" and known:  # it has no model but these
-            shape, *known = sorted(known, key=lambda one: -one.parameters)
+        if workload.over == "candidates":  # it has no model but these
+            shape = max((one for other in known for one in other.models), key=lambda one: one.parameters, default=None)
         if shape is None:
             continue
         facts = Facts(

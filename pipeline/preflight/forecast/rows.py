@@ -65,15 +65,15 @@ class RowLengths:
             self._known = {}
 
     def of(self, stage: PlannedStage) -> Lengths | None:
-        """Return the lengths of the rows a stage trains on; None when the rows are not on this machine."""
-        item = stage.data.get("data")
+        """Return the lengths of the rows a stage trains on, or only scores; None when they are not on this machine."""
+        item = stage.data.get("data") or stage.data.get("test")
         source = self.plan.recipe.data[item.source_name] if item is not None else None
         if item is None or source is None:
             return None
         artifact = self.plan.data_artifact(source.artifact) if source.artifact is not None else None
         if source.path is None and artifact is None:
             return None
-        shape = type(stage.spec.config).markers(Data)["data"].shape
+        shape = type(stage.spec.config).markers(Data)[item.field].shape
         key = f"{item.digest} {shape} {json.dumps(source.model_dump(mode='json', exclude={'path'}), sort_keys=True)}"
         if key not in self._known:
             try:

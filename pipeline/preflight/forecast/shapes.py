@@ -13,11 +13,13 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from pipeline.artifacts.implicit_reward import REFERENCE_FOLDER, SETTINGS_FILE
 from pipeline.estimate.published import published_config
 from pipeline.estimate.saved_activations import SavedActivations
 from pipeline.estimate.shape import ModelShape, shape_of
@@ -25,6 +27,7 @@ from pipeline.machine.disk import keep_if_possible
 from pipeline.models.load.quantized_files import TRAINABLE, quantization_of_files
 from pipeline.plain_data import JsonObject, JsonView
 from pipeline.plan import Plan, PlannedInput, PlannedStage
+from pipeline.preflight.forecast.rewards import RewardShape
 from pipeline.stage import kind_of
 
 CACHE_FILE = "model-shapes-3.json"
@@ -59,7 +62,7 @@ class ModelShapes:
         if isinstance(spec, dict):
             vocab = self._vocab(stage)
             return self.of_config({**spec, "vocab_size": vocab}) if vocab else None
-        for field in ("model", "init", "models"):
+        for field in ("model", "init", "models", "policy"):
             for item in stage.inputs.get(field, []):
                 return self.of_input(item)
         return None
@@ -69,7 +72,7 @@ class ModelShapes:
         spec = getattr(stage.spec.config, "model", None)
         if isinstance(spec, dict):
             return spec
-        for item in (*stage.inputs.get("model", []), *stage.inputs.get("init", [])):
+        for item in (item for field in ("model", "init", "policy") for item in stage.inputs.get(field, [])):
             return self.config_of_input(item)
         return None
 
@@ -99,6 +102,24 @@ class ModelShapes:
         if config is not None:
             return self.of_config(config)
         return self.of_stage(self.stages[item.ref]) if item.ref in self.stages else None
+
+    def of_reward(self, item: PlannedInput) -> RewardShape | None:
+        """Return the shape of a reward model a stage reads; None when one of its models is not known."""
+        if item.artifact is None:
+            return self.held_by(self.stages[item.ref]) if item.ref in self.stages else _together([self.of_input(item)])
+        folders = [item.artifact]
+        if (item.artifact / SETTINGS_FILE).is_file():
+            folders.append(item.artifact / REFERENCE_FOLDER)
+        configs = [_json(folder / "config.json") for folder in folders]
+        return _together([None if config is None else self.of_config(config) for config in configs])
+
+    def held_by(self, stage: PlannedStage) -> RewardShape | None:
+        """Return the shape of the reward model a stage makes, as of what its artifact holds; None if it makes none."""
+        kind = kind_of(stage.spec.kind)
+        if kind.makes != "reward":
+            return None
+        items = [item for field in kind.traits.holds for item in stage.inputs.get(field, [])]
+        return _together([self.of_input(item) for item in items] or [self.of_stage(stage)])
 
     def of_config(self, config: JsonView) -> ModelShape | None:
         """Return the shape a configuration describes: by formula, else counted once and cached."""
@@ -169,6 +190,12 @@ class ModelShapes:
             config = self._of_hub(item.ref) if item.external else None
             return int(config["vocab_size"]) if config and "vocab_size" in config else None
         return None
+
+
+def _together(models: Sequence[ModelShape | None]) -> RewardShape | None:
+    """Return models that score together; None when one of them is not known."""
+    known = tuple(model for model in models if model is not None)
+    return RewardShape(known) if len(known) == len(models) else None
 
 
 def _counted_by_a_subprocess(text: str) -> JsonObject | None:

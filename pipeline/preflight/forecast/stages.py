@@ -32,6 +32,7 @@ from pipeline.plan import PlannedStage
 from pipeline.preflight.forecast.batches import micro_batch_of, rows_asked, steps_of
 from pipeline.preflight.forecast.machine import this_machine
 from pipeline.preflight.forecast.precision import precisions_of
+from pipeline.preflight.forecast.rewards import RewardShape
 from pipeline.preflight.forecast.rows import Lengths
 from pipeline.recipe.schema import Compute, Hardware
 from pipeline.stage import Kind, kind_of
@@ -152,7 +153,7 @@ class Facts:
     stage: PlannedStage
     shape: ModelShape
     lengths: Lengths | None
-    others: tuple[ModelShape, ...] = ()
+    others: tuple[RewardShape, ...] = ()
     stored: str = ""
     changed: Mapping[str, int] = field(default_factory=dict)
     before: Forecast | None = None
@@ -172,6 +173,11 @@ class Facts:
         """The stage's `train` block with the fields of `changed` replaced."""
         own: Any = self.stage.spec.config
         return own.train.model_copy(update=dict(self.changed))
+
+    @property
+    def _scorers(self) -> int:
+        """Forward passes in which the reward models read one response."""
+        return sum(len(other.models) for other in self.others)
 
     def with_train(self, changed: Mapping[str, int]) -> Facts:
         """Return the facts with some fields of `train` replaced."""
@@ -289,7 +295,7 @@ class Facts:
             micro = micro_batch_of(train.batch_size, compute.micro_batch, longest, layout.processes)
             accumulates = train.batch_size > micro * layout.processes
         frozen = _frozen_bytes(layout)
-        others = sum(frozen * (o.parameters - o.vocab * o.hidden * (not o.tied)) for o in self.others)
+        others = sum(frozen * other.loaded for other in self.others)
         if reference := self._reference_bytes(adapter, layout):
             others += reference
         logits = self._logits(micro * longest, adapter, layout)
@@ -310,7 +316,8 @@ class Facts:
 
         It is initialised from the first reward model with the policy's vocabulary size, else from the policy.
         """
-        shape = next((other for other in self.others if other.vocab == self.shape.vocab), self.shape)
+        scalars = (other.scalar for other in self.others)
+        shape = next((one for one in scalars if one is not None and one.vocab == self.shape.vocab), self.shape)
         size = shape.parameters - shape.vocab * shape.hidden * (not shape.tied)
         parts = Memory(*state(shape, size, layout))
         return size, replace(self, shape=shape)._learning(parts, None, layout, rows, length, 0.0)
@@ -318,12 +325,12 @@ class Facts:
     def _sampled_work(self, train: Any, longest: int, adapter: Adapter | None) -> tuple[float | None, float | None]:
         """Return tokens and operations: one sampling pass, one pass per scorer, and several training passes."""
         if self.workload.over == "rollouts":
-            responses, passes, scorers = train.iterations * train.rollout_batch, train.epochs, 2 + len(self.others)
+            responses, passes, scorers = train.iterations * train.rollout_batch, train.epochs, 2 + self._scorers
         else:
             steps = steps_of(train, self.lengths.rows * train.num_generations if self.lengths else None)
             if steps is None:
                 return None, None
-            responses, passes, scorers = steps * train.batch_size, train.num_iterations, 1 + len(self.others)
+            responses, passes, scorers = steps * train.batch_size, train.num_iterations, 1 + self._scorers
         tokens = float(responses * longest)
         once = forward_flops(self.shape, tokens, longest)
         learning = training_flops(self.shape, tokens, longest, trained_all=adapter is None)
@@ -347,11 +354,11 @@ class Facts:
         )
         parts = replace(parts, peak=peak(parts, accumulates=False))
         tokens = float(rows * longest * config.responses_per_prompt) if rows else None
-        work = tokens and forward_flops(self.shape, tokens, longest) * (config.passes_per_response + len(self.others))
+        work = tokens and forward_flops(self.shape, tokens, longest) * (config.passes_per_response + self._scorers)
         return Forecast(self, compute, None, device, 0, longest, min(rows or 128, 128), tokens, work or None, parts)
 
     def _scored(self, compute: Compute, adapter: Adapter | None, device: Device, layout: ParallelLayout) -> Forecast:
-        """Forecast a stage whose reward models, one after another, read every answer once; the first is the largest."""
+        """Forecast a stage whose reward models, one after another, read every answer once."""
         shape, before, tokens, longest = self.shape, self.before, None, ASSUMED_LENGTH
         if self.lengths is not None:
             tokens, longest = self.lengths.tokens(shape.vocab), self.lengths.longest_tokens(shape.vocab)
@@ -359,11 +366,12 @@ class Facts:
             tokens, longest = before.tokens, before.longest
         rows, flops = max(1, SCORED_TOKENS // longest), 0.0
         parts = Memory(
-            weights=_frozen_bytes(layout) * shape.parameters, activations=block_bytes(shape, rows, longest, layout)
+            weights=_frozen_bytes(layout) * max(other.parameters for other in self.others),
+            activations=block_bytes(shape, rows, longest, layout),
         )
         parts = replace(parts, peak=peak(parts, accumulates=False))
         if tokens:
-            flops = sum(forward_flops(one, tokens, longest) for one in (shape, *self.others))
+            flops = sum(forward_flops(one, tokens, longest) for other in self.others for one in other.models)
         return Forecast(self, compute, None, device, 0, longest, rows, tokens or None, flops or None, parts)
 
     def _longest(self, train: Any, *, sequences: int) -> int:

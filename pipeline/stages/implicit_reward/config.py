@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.errors import Problem
-from pipeline.kind.traits import Reading, Traits
+from pipeline.kind.traits import Reading, Traits, Workload
 from pipeline.stage import Data, Input, StageConfig, register_kind
 
 
@@ -69,5 +69,7 @@ register_kind(
                 columns=frozenset({"gold_chosen", "gold_rejected"}),
             )
         },
+        workload=Workload(over="candidates", sequences_per_row=2, dropout=False),
+        holds=("policy", "reference"),
     ),
 )

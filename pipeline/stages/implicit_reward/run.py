@@ -20,7 +20,7 @@ from pipeline.models.implicit_reward import ImplicitReward, local_folder
 from pipeline.models.load.pretrained import load_tokenizer, refuse_unsafe, source_of
 from pipeline.models.prompted_response import PromptedResponse
 from pipeline.models.scoring import finite, score
-from pipeline.models.tokenizer.contract import disagreements, facts
+from pipeline.models.tokenizer.contract import facts, pair_problem
 from pipeline.stage import ResolvedInput, StageContext, StageResult
 from pipeline.stages.implicit_reward.config import Config
 from pipeline.training.arguments import prepare_torch
@@ -70,12 +70,9 @@ def _check(ctx: StageContext, policy: ResolvedInput, reference: ResolvedInput) -
             statement = f"{field}: `{source.ref}` is a reward model: it gives a score, and no probabilities"
             raise PipelineError(Problem(statement, "a language model, such as one of kind dpo"))
     known, others = (facts(load_tokenizer(one, ctx.trust_remote_code), one.ref) for one in (policy, reference))
-    differences = disagreements(known, others)
-    if differences:
-        first = differences[0]
-        statement = f"policy `{policy.ref}` and reference `{reference.ref}` have different tokenizers: {first.found}"
-        remedy = "name the model that the policy was trained from as `reference`"
-        raise PipelineError(Problem(statement, first.expected, remedy))
+    problem = pair_problem(known, others)
+    if problem is not None:
+        raise PipelineError(problem)
 
 
 def _gives_scores(source: ResolvedInput) -> bool:
@@ -85,6 +82,9 @@ def _gives_scores(source: ResolvedInput) -> bool:
         PipelineError: it has no configuration that can be read.
     """
     file = local_folder(source) / "config.json"
+    if not file.is_file():
+        remedy = "if it is an adapter alone, fold it into its base with a `merge` stage"
+        raise PipelineError(Problem(f"`{source.ref}` has no config.json", "a folder with whole weights", remedy))
     try:
         names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
     except (OSError, ValueError, AttributeError) as error:
@@ -113,7 +113,8 @@ def _take(source: ResolvedInput, out: Path) -> None:
 def _note_other_beta(ctx: StageContext, policy: ResolvedInput, beta: float) -> None:
     trained = policy.manifest.get("config", {}).get("config", {}).get("train", {}).get("beta")
     if isinstance(trained, int | float) and trained != beta:
-        ctx.note(f"{policy.name} was trained with beta {trained:g}: with {beta:g} rewards are {beta / trained:g} times")
+        times = f"rewards are {beta / trained:g} times as large"
+        ctx.note(f"{policy.name} was trained with beta {trained:g}: with {beta:g} {times}")
 
 
 def _report(ctx: StageContext, config: Config) -> tuple[dict[str, float], dict[str, int]]:
