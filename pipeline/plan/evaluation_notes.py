@@ -19,14 +19,13 @@ from pipeline.stage import kind_of
 
 def evaluation_notes(plan: Plan, store: Store) -> list[str]:
     """Return the notes on a plan's evaluations, one line each; reads rows of sources that are not cached."""
-    return [
-        f"stage {stage.spec.name}: {text}"
-        for stage in plan.stages
-        if kind_of(stage.spec.kind).makes == "report"
-        for text in dict.fromkeys(
-            [*overlap_warnings(plan, stage, store), *_judge_warnings(stage), *_head_warnings(plan, stage)]
-        )
-    ]
+    notes = []
+    for stage in plan.stages:
+        texts = list(overlap_warnings(plan, stage, store))
+        if kind_of(stage.spec.kind).makes == "report":
+            texts += [*_judge_warnings(stage), *_head_warnings(plan, stage)]
+        notes += [f"stage {stage.spec.name}: {text}" for text in dict.fromkeys(texts)]
+    return notes
 
 
 def _judge_warnings(stage: PlannedStage) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Finds evaluation prompts that one of the evaluated models was trained on.
+"""Finds prompts of an evaluation, or of a report on pairs, that one of the models was trained on.
 
 Owns the walk over the ancestors of an evaluation's inputs, in the plan and in the store, and the index of a source's
 prompts. Two sources share prompts if they have the same digest, or rows with the same first user turn, which is also
@@ -57,13 +57,22 @@ class _Source:
 
 
 def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> tuple[str, ...]:
-    """Return a sentence for each training source, of an evaluation's inputs or their ancestors, that shares prompts."""
-    asked = _planned_source(plan, planned, "data")
-    if asked is None or KINDS[planned.spec.kind].makes != "report":
+    """Return a sentence for each training source, of an evaluation's inputs or their ancestors, that shares prompts.
+
+    A stage that compares a policy with its reference is told only of what the policy learnt and the reference did not.
+    """
+    kind = KINDS[planned.spec.kind]
+    tested = [name for name in planned.data if kind.traits.holds and kind.traits.reading(name).is_test]
+    asked = _planned_source(plan, planned, tested[0] if tested else "data")
+    if asked is None or not (tested or kind.makes == "report"):
         return ()
+    fields, references = (kind.traits.holds[:1], kind.traits.holds[1:]) if tested else (tuple(planned.inputs), ())
+    common = {
+        learnt for name in references for item in planned.inputs[name] for learnt in _learnt(plan, store, item, set())
+    }
     users: dict[_Source, list[str]] = {}
-    for item in (item for items in planned.inputs.values() for item in items):
-        for learnt in dict.fromkeys(_learnt(plan, store, item, set())):
+    for item in (item for name in fields for item in planned.inputs[name]):
+        for learnt in dict.fromkeys(one for one in _learnt(plan, store, item, set()) if one not in common):
             users.setdefault(learnt, [])
             users[learnt] += [item.ref] if item.ref not in users[learnt] else []
     index = PromptIndex(store)

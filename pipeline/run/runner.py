@@ -28,7 +28,7 @@ from pipeline.plan.overlap import overlap_warnings
 from pipeline.run.coordinator import Coordinator, hosting
 from pipeline.run.journal import Journal, new_run_dir
 from pipeline.run.manifests import manifest_fields
-from pipeline.stage import Event, ResolvedInput, kind_of
+from pipeline.stage import Event, ResolvedInput
 
 
 class View(Protocol):
@@ -203,8 +203,7 @@ def _run_stage(run: _Execution, planned: PlannedStage) -> StageDone:
         run.view.stage_started(planned, resumed=resumed)
         job = job_of(run.plan, planned, run.done, area.payload, area.scratch, run.run_dir)
         job = replace(job, responses=reusable_responses(run.store, planned))
-        if kind_of(planned.spec.kind).makes == "report":
-            job = replace(job, warnings=overlap_warnings(run.plan, planned, run.store))
+        job = replace(job, warnings=overlap_warnings(run.plan, planned, run.store))
         outcome = _run_job(run, planned, job)
         if outcome.result is None:
             _tell_failure(run, planned, outcome)

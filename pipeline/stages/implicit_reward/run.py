@@ -43,6 +43,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     _take(reference, ctx.out / REFERENCE_FOLDER)
     write_settings(ctx.out, config.beta)
     _note_other_beta(ctx, policy, config.beta)
+    for text in ctx.warnings:
+        ctx.note(f"warning: {text}")
     started = time.perf_counter()
     metrics, rows = _report(ctx, config)
     lineage = descended(policy.manifest.get("lineage", {}), policy.name, policy.fingerprint)
