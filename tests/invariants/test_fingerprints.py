@@ -42,6 +42,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model": {"type": "gpt2"},
     "adapter": {"r": 3},
     "group_by": "kind",
+    "property_column": "differs_in",
     "judge": "reward",
     "reference": "solution",
     "control_tokens": "parsed",
