@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.errors import counted
 from pipeline.evaluation.stats.estimate import Estimate, percent_interval
 
 CHANCE = 0.5
@@ -59,7 +60,8 @@ def card_summary(metrics: Mapping[str, float]) -> str:
     values = {name: metrics[key] for name, key in on.items() if f"{key}_low" in metrics}
     if len(values) > _MOST_PROPERTIES:
         lowest = min(values, key=lambda name: values[name])
-        return f"{shown}, lowest of {len(values)} properties on {lowest} with {values[lowest]:.1%}"
+        of = counted(len(values), "property", "properties")
+        return f"{shown}, lowest of {of} on {lowest} with {values[lowest]:.1%}"
     return ", ".join([shown, *(f"{value:.1%} on {name}" for name, value in values.items())])
 
 
