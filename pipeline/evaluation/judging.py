@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.errors import counted
 from pipeline.evaluation.stats.estimate import Estimate, percent_interval
 
 CHANCE = 0.5
 """Accuracy of guessing."""
+
+ON_PROPERTY = "accuracy_on_"
+"""Begins the name of each accuracy on pairs that differ in one property only; the property follows."""
+
+_MOST_PROPERTIES = 3
+"""Properties in a summary; of more, the one with the lowest accuracy is named."""
 
 
 def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool, consequence: str = "") -> str:
@@ -45,11 +52,17 @@ def judge_warning(name: str, metrics: Mapping[str, float], *, judges: bool, cons
 
 
 def card_summary(metrics: Mapping[str, float]) -> str:
-    """Return the main figures of a reward card in a few words: its accuracy, and its agreement with gold if known."""
+    """Return the main figures of a reward card in a few words: accuracy, agreement with gold, accuracy by property."""
     shown = accuracy_summary(metrics)
     if "gold_agreement" in metrics:
         shown += f", {metrics['gold_agreement']:.1%} agreement with gold"
-    return shown
+    on = {key.removeprefix(ON_PROPERTY): key for key in metrics if key.startswith(ON_PROPERTY)}
+    values = {name: metrics[key] for name, key in on.items() if f"{key}_low" in metrics}
+    if len(values) > _MOST_PROPERTIES:
+        lowest = min(values, key=lambda name: values[name])
+        of = counted(len(values), "property", "properties")
+        return f"{shown}, lowest of {of} on {lowest} with {values[lowest]:.1%}"
+    return ", ".join([shown, *(f"{value:.1%} on {name}" for name, value in values.items())])
 
 
 def accuracy_summary(metrics: Mapping[str, float]) -> str:

@@ -23,14 +23,21 @@ from pipeline.plan.evaluation_notes import evaluation_notes
 from pipeline.preflight.checks.adapters import merge_problems, quantize_problems
 from pipeline.preflight.checks.engines import vllm_problems
 from pipeline.preflight.checks.requests import stage_requests
-from pipeline.preflight.checks.sources import Progress, SourceCount, SourceReport, SourceUse, read_sources
+from pipeline.preflight.checks.sources import (
+    Progress,
+    SourceCount,
+    SourceReport,
+    SourceUse,
+    read_sources,
+    report_problems,
+)
 from pipeline.preflight.checks.tokenizers import growing_embeddings, offline_notes, pair_problems
 from pipeline.preflight.checks.tokens import StageTokens, count_stage_tokens
 from pipeline.preflight.forecast import fitting_problems
 from pipeline.preflight.forecast.machine import has_no_gpu
 from pipeline.preflight.forecast.settings import setting_problems
 from pipeline.preflight.forecast.shapes import ModelShapes
-from pipeline.recipe import by_line, once_per_group
+from pipeline.recipe import StageSpec, by_line, once_per_group
 from pipeline.recipe.partial import mentions
 from pipeline.stage import Data, kind_of
 from pipeline.training.fields import margin_problem
@@ -92,6 +99,7 @@ def check_plan(
         *_pipeline_split_problems(plan, shapes),
         *sources.problems,
         *few,
+        *_report_column_problems(plan, sources),
         *tokens.problems,
         *too_small,
         *_length_problems(plan, shapes),
@@ -131,11 +139,25 @@ def _unplanned(plan: Plan) -> Iterator[PlannedStage]:
         yield PlannedStage(spec, "", "pending", (), {}, {}, None, False, {})
 
 
-def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
-    """Yield a problem for each stage that gets fewer rows than it needs."""
+def _unfinished(plan: Plan) -> dict[str, StageSpec]:
+    """Return the stages that are pending, could not be planned, or have a broken configuration, by name."""
     stages = {name: plan.recipe.stages[name] for name in plan.unplanned}
     stages |= {name: broken.spec for name, broken in plan.recipe.broken.items() if broken.spec is not None}
-    stages |= {stage.spec.name: stage.spec for stage in plan.pending}
+    return stages | {stage.spec.name: stage.spec for stage in plan.pending}
+
+
+def _report_column_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
+    """Yield a problem for each column that a stage's report names and the pairs lack."""
+    stages = _unfinished(plan)
+    for use, count in sources.counts.items():
+        for problem in report_problems(stages[use.stage], use, count) if use.stage in stages else ():
+            where = plan.recipe.where("stages", use.stage, problem.found.split()[0])
+            yield replace(problem, where=where, stage=use.stage)
+
+
+def _count_problems(plan: Plan, sources: SourceReport) -> Iterator[Problem]:
+    """Yield a problem for each stage that gets fewer rows than it needs."""
+    stages = _unfinished(plan)
     for use, count in sources.counts.items():
         spec = stages.get(use.stage)
         if spec is not None and use.field == "data":

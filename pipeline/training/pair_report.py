@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from pipeline.errors import counted
 from pipeline.evaluation.reward_card.card import build_card, write_card
@@ -16,23 +15,12 @@ from pipeline.models.prompted_response import PromptedResponse
 from pipeline.plain_data import Row
 from pipeline.stage import StageContext
 from pipeline.training.data.encoding import EncodedRow, EncodedRows
+from pipeline.training.report_columns import ReportColumns
 
 SIDES = ("chosen", "rejected")
 
-
 Scorer = Callable[[Sequence[PromptedResponse]], list[float]]
 """Returns one finite score per response, in their order; it is called once for each side of the pairs."""
-
-
-@dataclass(frozen=True)
-class ReportColumns:
-    """Columns of held-out pairs that a user named for the report.
-
-    Attributes:
-        group_by: column with the group of a pair, such as its task.
-    """
-
-    group_by: str | None = None
 
 
 def full_sequences(encoded: EncodedRows, rows: Sequence[Row]) -> list[EncodedRow]:
@@ -86,7 +74,8 @@ def report_on_pairs(
         rejected=scores["rejected"],
         chosen_lengths=[len(one.response_ids) for one in chosen],
         rejected_lengths=[len(one.response_ids) for one in rejected],
-        groups=[str(row.get(columns.group_by, "")) for row in rows] if columns.group_by else None,
+        groups=columns.groups(rows),
+        properties=columns.properties(rows),
         gold_chosen=gold.get("chosen"),
         gold_rejected=gold.get("rejected"),
         seed=ctx.seed,

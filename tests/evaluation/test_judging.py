@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.evaluation.judging import accuracy_summary, judge_warning
+from pipeline.evaluation.judging import accuracy_summary, card_summary, judge_warning
 from pipeline.evaluation.reward_card.card import build_card, headline
 from pipeline.evaluation.reward_card.render import render
 from pipeline.evaluation.stats.intervals import wilson
@@ -41,3 +41,17 @@ def test_one_without_a_report():
     assert "the reward model x/y has no report on held-out pairs" in judge_warning("x/y", {}, judges=True)
     assert judge_warning("x/y", {}, judges=False) == ""
     assert accuracy_summary({}) == "no held-out pairs"
+
+
+def test_a_summary_has_the_accuracy_on_up_to_three_properties_and_of_more_the_lowest():
+    metrics = headline(card(70, 100))
+    assert card_summary({}) == "no held-out pairs"
+    assert card_summary(metrics) == "70.0% of 100 held-out pairs"
+    metrics["gold_agreement"] = 0.8
+    on = {"a": 0.5, "b_low": 0.25, "c": 1.0}
+    for name, value in on.items():
+        metrics |= {f"accuracy_on_{name}{end}": value for end in ("", "_low", "_high")}
+    shown = "70.0% of 100 held-out pairs, 80.0% agreement with gold"
+    assert card_summary(metrics) == f"{shown}, 50.0% on a, 25.0% on b_low, 100.0% on c"
+    metrics |= {f"accuracy_on_d{end}": 0.9 for end in ("", "_low", "_high")}
+    assert card_summary(metrics) == f"{shown}, lowest of 4 properties on b_low with 25.0%"

@@ -112,6 +112,110 @@ def test_groups_by_hand():
     assert card.groups["b"] == wilson(1.5, 3)
 
 
+# Margins 2, -1, 0, 3, 1, -2. answer: 2, 0, -2; polite: -1, 3; the fifth pair differs in several properties.
+PROPERTIES = ["answer", "polite", "answer", "polite", "", "answer"]
+
+
+def test_properties_by_hand():
+    properties = six(properties=PROPERTIES).properties
+    assert list(properties) == ["answer", "polite"]
+    assert properties["answer"].accuracy == wilson(1.5, 3)  # right, a tie, wrong
+    assert properties["polite"].accuracy == wilson(1, 2)
+    assert properties["answer"].groups == {}
+
+
+def test_properties_by_group_by_hand():
+    properties = six(properties=PROPERTIES, groups=["b", "a", "b", "b", "a", ""]).properties
+    # answer: 2 and 0 in b, and -2 in no group; polite: -1 in a, 3 in b. a's pair without a property counts nowhere.
+    assert properties["answer"].groups == {"b": wilson(1.5, 2)}
+    assert properties["polite"].groups == {"a": wilson(0, 1), "b": wilson(1, 1)}
+    assert properties["answer"].accuracy == wilson(1.5, 3)
+
+
+def test_a_card_without_properties_is_as_it_was():
+    assert six().properties is None
+    assert "properties" not in json.loads(to_json(six()))
+    assert "Which properties" not in reward_render.render(six())
+    assert not [name for name in headline(six()) if name.startswith("accuracy_on_")]
+
+
+def test_the_record_and_the_headline_have_the_accuracy_on_each_property():
+    card = six(properties=PROPERTIES, groups=["b", "a", "b", "b", "a", ""])
+    record = json.loads(to_json(card))["properties"]
+    assert list(record) == ["answer", "polite"]
+    assert record["answer"]["accuracy"] == pytest.approx(wilson(1.5, 3).model_dump(), rel=1e-7)
+    assert record["polite"]["groups"]["b"]["n"] == 1
+    on = {name: value for name, value in headline(card).items() if name.startswith("accuracy_on_")}
+    # Wilson with z = 1.96: 1.5 of 3 is 0.5 ± 1.96 √(0.25/3 + 0.96/9) / (1 + 1.28) = 0.5 ± 0.3746.
+    assert on["accuracy_on_answer"] == 0.5
+    assert on["accuracy_on_answer_low"] == pytest.approx(0.5 - 0.3746, abs=1e-4)
+    assert on["accuracy_on_answer_high"] == pytest.approx(0.5 + 0.3746, abs=1e-4)
+    assert len(on) == 6
+
+
+def by_property(**rights):
+    """Return the page of a card: of each property, so many pairs ranked right, and so many wrong."""
+    margins, names = [], []
+    for name, (right, wrong) in rights.items():
+        margins += [1.0] * right + [-1.0] * wrong
+        names += [name] * (right + wrong)
+    ones = [1] * len(margins)
+    card = build_card(
+        chosen=margins,
+        rejected=[0] * len(margins),
+        chosen_lengths=ones,
+        rejected_lengths=ones,
+        seed=0,
+        resamples=100,
+        properties=["" if name == "several" else name for name in names],
+    )
+    return reward_render.render(card)
+
+
+@pytest.mark.parametrize(
+    ("rights", "said"),
+    [
+        # Wilson: 20 of 20 is [83.9, 100], 10 of 20 is [29.9, 70.1], 8 of 20 is [21.9, 61.3], 2 of 20 is [2.8, 30.1].
+        ({"polite": (20, 0)}, "It beats guessing on each of them.\n"),
+        (
+            {"polite": (20, 0), "answer": (10, 10)},
+            "**On answer it cannot be told from guessing** with this many pairs.\n",
+        ),
+        ({"polite": (20, 0), "answer": (2, 18)}, "**On answer it is below chance**: it prefers the answer that was"),
+        (
+            {"a": (10, 10), "b": (2, 18), "c": (8, 12)},
+            "**On a, c it cannot be told from guessing** with this many pairs. **On b it is below",
+        ),
+    ],
+)
+def test_the_page_names_the_properties_that_the_model_does_not_see(rights, said):
+    page = by_property(**rights)
+    assert said in page
+    assert page.count("it cannot be told from guessing") == ("cannot be told from guessing" in said)
+    assert page.count("below chance**: it prefers") == ("it is below" in said or "**On b" in said)
+    for name, (right, wrong) in rights.items():
+        assert f"| {name} | {right + wrong} | {100 * right / (right + wrong):.1f} % [" in page
+
+
+def test_the_page_says_how_many_pairs_count_by_property():
+    page = by_property(polite=(20, 0), several=(3, 2))
+    assert "For 20 of 25 pairs the data name the one property in which the two answers differ." in page
+    assert "by group" not in page.partition("## Which properties")[2]
+    none = reward_render.render(six(properties=[""] * 6))  # those that name one were too long for the model
+    assert "For 0 of 6 pairs the data name the one property" in none
+    assert "| property |" not in none
+    assert "beats guessing on each" not in none
+
+
+def test_the_page_has_each_property_by_group():
+    groups = ["b", "a", "b", "b|c", "a", "b"]
+    page = reward_render.render(six(properties=["answer", "po|lite", "answer", "po|lite", "", "answer"], groups=groups))
+    answer, _, polite = page.partition("### Pairs that differ only in answer, by group")[2].partition("### ")
+    assert "| b | 3 | 50.0 % [" in answer and "| a |" not in answer
+    assert polite.startswith(r"Pairs that differ only in po\|lite, by group")
+    assert r"| b\|c | 1 | 100.0 % [" in polite and "| a | 1 | 0.0 % [" in polite
+
+
 def test_histogram_holds_every_pair_and_splits_at_zero():
     card = random_card()
     edges, counts = card.histogram.edges, card.histogram.counts
@@ -178,6 +282,8 @@ def test_refuses_what_cannot_be_paired():
         build_card(chosen=[], rejected=[], chosen_lengths=[], rejected_lengths=[], seed=0)
     with pytest.raises(PipelineError, match="2 groups for 1 pair"):
         build_card(chosen=[1], rejected=[0], seed=0, groups=["a", "b"], **lengths)
+    with pytest.raises(PipelineError, match="2 properties for 1 pair"):
+        build_card(chosen=[1], rejected=[0], seed=0, properties=["a", "b"], **lengths)
     with pytest.raises(PipelineError, match="not finite"):
         build_card(chosen=[float("nan")], rejected=[0], seed=0, **lengths)
 

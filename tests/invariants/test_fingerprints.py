@@ -43,6 +43,7 @@ OTHER_VALUES: dict[str, Any] = {
     "model": {"type": "gpt2"},
     "adapter": {"r": 3},
     "group_by": "kind",
+    "property_column": "differs_in",
     "judge": "reward",
     "reference": "solution",
     "control_tokens": "parsed",
@@ -193,7 +194,7 @@ def test_every_field_of_an_endpoint_that_answers_changes_the_fingerprint_unless_
 def test_a_field_that_was_added_leaves_the_fingerprint_as_it_was() -> None:
     """At its default it is not part of what is hashed, so artifacts of before stay valid."""
     added = [(kind, name) for kind in COMPLETE for name in KINDS[kind].config.markers(Added)]
-    assert ("sample", "endpoints") in added
+    assert {("sample", "endpoints"), ("reward", "property_column")} <= set(added)
     for kind, name in added:
         config = KINDS[kind].config.model_validate(COMPLETE[kind])
         assert name not in config_data(config)

@@ -112,7 +112,7 @@ def other_template(folder: Path) -> None:
         (("beta: 0.5, ", ""), "`beta` is missing"),
         (("beta: 0.5", "beta: 0"), "beta is 0"),
         (("beta: 0.5", "beta: .inf"), "`.inf` is not a finite number"),
-        (("test: pairs_test, ", ""), "group_by is task, but there are no pairs to report on"),
+        (("test: pairs_test, ", ""), "group_by is `task`, and there are no pairs to report on"),
         (("reference: sft", "reference: other"), "policy `dpo` and reference `other` have different tokenizers"),
     ],
 )

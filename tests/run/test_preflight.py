@@ -274,3 +274,57 @@ def test_a_reference_that_follows_the_policy_is_whole(beside: str, fresh: Any) -
     fresh.recipe.write_text(fresh.recipe.read_text().replace("stages:\n", f"stages:\n  {stage}\n", 1))
     with pytest.raises(PipelineError, match=r"stage grpo: train\.sync_ref_model is true with"):
         preflight.check_plan(fresh.plan(), fresh.store)
+
+
+def _with_properties(fresh: Any, value: object) -> None:
+    """Give every second test pair a property, and the others a value."""
+    file = fresh.recipe.parent / "pairs_test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [{**row, "differs_in": value if i % 2 else "polite"} for i, row in enumerate(rows)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("value", [None, "", "answer"])
+def test_a_column_with_a_property_of_some_pairs_is_taken_and_read(fresh: Any, value: object) -> None:
+    _with_properties(fresh, value)
+    unread = "data pairs_test: nothing reads `differs_in`"
+    assert unread in fresh.check().notes
+    for _ in range(2):  # the second time from the cache
+        assert unread not in fresh.check("stages.rm.property_column=differs_in").notes
+
+
+def test_a_column_that_the_test_pairs_lack_is_told_by_check_with_its_line(fresh: Any) -> None:
+    _with_properties(fresh, None)
+    for field in ("property_column", "group_by"):
+        for _ in range(2):  # the second time from the cache
+            (problem,) = fresh.problems(f"stages.rm.{field}=differs")
+            assert problem.found == f"{field} is `differs`, and none of 60 held-out pairs has a value in that column"
+            assert (problem.stage, problem.where) == ("rm", f"--set stages.rm.{field}=differs")
+            assert problem.remedy == "did you mean `differs_in`?"
+
+
+def test_a_property_that_is_no_text_is_told_by_check(fresh: Any) -> None:
+    _with_properties(fresh, 0.5)
+    (problem,) = fresh.problems("stages.rm.property_column=differs_in")
+    assert problem.found.endswith("and 30 of 60 held-out pairs have a value there that is not text (0.5)")
+    assert fresh.check("stages.rm.group_by=differs_in").sources  # a group may be a number
+
+
+def test_properties_are_those_of_the_held_out_pairs_where_no_test_is_named(fresh: Any) -> None:
+    _with_properties(fresh, "answer")  # the pairs to learn from have no such column
+    asked = ("stages.rm.test=null", "stages.rm.property_column=differs_in")
+    (problem,) = fresh.problems(*asked)
+    assert "none of 16 held-out pairs has a value in that column" in problem.found  # a tenth of 160
+    (problem,) = fresh.problems(*asked, "data.pairs.held_out=0")
+    assert problem.found == "property_column is `differs_in`, and there are no held-out pairs"
+
+
+def test_a_source_that_two_stages_read_is_one_line_also_where_one_reads_a_column_more(fresh: Any, call: Any) -> None:
+    _with_properties(fresh, "answer")
+    file = fresh.recipe.parent / "pairs_test.jsonl"
+    (fresh.recipe.parent / "pairs.jsonl").write_text(file.read_text())
+    asked = ("--set", "stages.rm.test=null", "--set", "stages.rm.property_column=differs_in")
+    shown = call("check", fresh.recipe, "--store", fresh.store.root, *asked, cwd=fresh.recipe.parent)
+    assert shown.returncode == 0, shown.stderr
+    (line,) = [line.split() for line in shown.stdout.splitlines() if line.startswith("pairs ")]
+    assert line[:4] == ["pairs", "rm,", "dpo", "preference"]

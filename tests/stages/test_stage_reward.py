@@ -112,6 +112,52 @@ def test_merged_weights_are_the_base_with_adapter_and_trained_head(
     assert (probe_logits(merged) - untrained).abs().max() > 0.1
 
 
+def test_accuracy_by_the_one_property_in_which_two_answers_differ(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any], read_rows: Any, write_jsonl: Any, tmp_path: Path
+) -> None:
+    """A model that learnt to like one manner is right where that decides, and wrong where the other one is chosen."""
+    rows = read_rows(chain.recipe.parent / "pairs_test.jsonl")
+    tests = []
+    for i, row in enumerate(rows):
+        turned = {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+        tests.append(
+            [{**row, "differs_in": "polite"}, {**turned, "differs_in": "rude"}, {**row, "differs_in": None}][i % 3]
+        )
+    ran = run_stage(
+        "reward",
+        {"train": TRAIN, "group_by": "task", "property_column": "differs_in"},
+        data={"data": chain.recipe.parent / "pairs.jsonl", "test": write_jsonl(tmp_path / "t.jsonl", tests)},
+        inputs={"model": as_input(chain["sft"])},
+    )
+    metrics, card = ran.outcome.result.metrics, json.loads((ran.out / "reward_card.json").read_text())
+    assert metrics["accuracy_on_polite_low"] > 0.5 and metrics["accuracy_on_rude_high"] < 0.5
+    scores = read_rows(ran.out / "held_out_scores.jsonl")
+    right = [one["chosen_score"] > one["rejected_score"] for one in scores]
+    for k, name in enumerate(("polite", "rude")):
+        assert card["properties"][name]["accuracy"]["n"] == 20
+        assert metrics[f"accuracy_on_{name}"] == sum(right[k::3]) / 20
+        for j, group in enumerate(("long", "short")):
+            own = [right[i] for i in range(60) if i % 3 == k and i % 2 == j]
+            assert card["properties"][name]["groups"][group]["value"] == sum(own) / len(own) and len(own) == 10
+    assert set(card["properties"]) == {"polite", "rude"} and card["pairs"] == 60
+    page = (ran.out / "reward_card.md").read_text()
+    assert "For 40 of 60 pairs the data name the one property" in page
+    assert "**On rude it is below chance**" in page and "it cannot be told from guessing** with" not in page
+    assert f"{metrics['accuracy_on_rude']:.1%} on rude" in ran.outcome.result.summary
+
+
+@pytest.mark.parametrize("field", ["group_by", "property_column"])
+def test_a_column_that_no_held_out_pair_has_is_told_before_training(
+    field: str, chain: Any, as_input: Any, run_stage: Callable[..., Any]
+) -> None:
+    data = DataSource(path=str(chain.recipe.parent / "pairs.jsonl"), held_out=0.1)
+    config = {"train": TRAIN, field: "tusk"}
+    ran = run_stage("reward", config, data={"data": data}, inputs={"model": as_input(chain["sft"])}, expect="failed")
+    assert ran.outcome.bad_input and not (ran.out / "metrics.jsonl").exists()
+    (problem,) = ran.outcome.problems
+    assert str(problem).startswith(f"{field} is `tusk`, and none of ") and "Did you mean `task`?" in str(problem)
+
+
 @pytest.mark.parametrize("use_margin", [False, True])
 def test_the_first_loss_by_hand_with_and_without_margins(
     use_margin: bool,

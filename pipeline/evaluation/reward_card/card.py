@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NotRequired, TypedDict, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from pipeline.errors import PipelineError, Problem, counted
-from pipeline.evaluation.reward_card.record import GoldAgreement, Histogram, LengthBias, RewardCard
+from pipeline.evaluation.judging import ON_PROPERTY
+from pipeline.evaluation.reward_card.record import GoldAgreement, Histogram, LengthBias, PropertyAccuracy, RewardCard
 from pipeline.evaluation.reward_card.render import draw, render
 from pipeline.evaluation.stats.calibration import calibrate
 from pipeline.evaluation.stats.differences import paired, paired_difference
@@ -26,6 +27,9 @@ from pipeline.evaluation.stats.estimate import Estimate, rounded, stable
 from pipeline.evaluation.stats.intervals import LEVEL, RESAMPLES, Bootstrap, Floats, mean_interval, observations, wilson
 
 HISTOGRAM_BINS = 30
+
+Names = NDArray[np.str_]
+"""One name per pair, empty where it has none."""
 
 
 class ScoredPairs(TypedDict):
@@ -37,6 +41,7 @@ class ScoredPairs(TypedDict):
         chosen_lengths: tokens of the chosen answer, shape (N,).
         rejected_lengths: tokens of the rejected answer, shape (N,).
         groups: one name per pair, e.g. its task; pairs with an empty name are in no group.
+        properties: the one property in which the answers of each pair differ; empty where they differ in several.
         gold_chosen: gold score of the chosen answer, shape (N,).
         gold_rejected: gold score of the rejected answer, shape (N,).
     """
@@ -46,6 +51,7 @@ class ScoredPairs(TypedDict):
     chosen_lengths: ArrayLike
     rejected_lengths: ArrayLike
     groups: NotRequired[Sequence[str] | None]
+    properties: NotRequired[Sequence[str] | None]
     gold_chosen: NotRequired[ArrayLike | None]
     gold_rejected: NotRequired[ArrayLike | None]
 
@@ -68,10 +74,9 @@ def build_card(
     chosen_N, rejected_N = paired(pairs["chosen"], pairs["rejected"])
     long_N, short_N = paired(pairs["chosen_lengths"], pairs["rejected_lengths"])
     paired(chosen_N, long_N)
-    groups, gold_chosen, gold_rejected = pairs.get("groups"), pairs.get("gold_chosen"), pairs.get("gold_rejected")
-    if groups is not None and len(groups) != len(chosen_N):
-        statement = f"{counted(len(groups), 'group')} for {counted(len(chosen_N), 'pair')}"
-        raise PipelineError(Problem(statement, "one per pair"))
+    groups_N = _names(pairs.get("groups"), len(chosen_N), ("group", "groups"))
+    properties_N = _names(pairs.get("properties"), len(chosen_N), ("property", "properties"))
+    gold_chosen, gold_rejected = pairs.get("gold_chosen"), pairs.get("gold_rejected")
     margins_N = chosen_N - rejected_N
     right_N = _right(margins_N)
     gold = None
@@ -79,8 +84,6 @@ def build_card(
         gold_margins_N = np.subtract(*paired(gold_chosen, gold_rejected))
         paired(margins_N, gold_margins_N)
         gold = _gold(margins_N, gold_margins_N, level)
-    names = sorted({name for name in groups or () if name})
-    named = np.array(groups if groups is not None else [])
     return RewardCard(
         pairs=len(margins_N),
         accuracy=wilson(float(right_N.sum()), len(right_N), level=level),
@@ -91,7 +94,8 @@ def build_card(
         calibration=calibrate(margins_N),
         length=_length_bias(chosen_N, rejected_N, long_N, short_N, bootstrap),
         gold=gold,
-        groups={name: _share(right_N[named == name], level) for name in names},
+        groups=_by_name(right_N, groups_N, level),
+        properties=None if pairs.get("properties") is None else _by_property(right_N, properties_N, groups_N, level),
         level=level,
     )
 
@@ -135,6 +139,9 @@ def headline(card: RewardCard) -> dict[str, float]:
         figures["gold_agreement_low"] = card.gold.reward.low
         figures["gold_agreement_high"] = card.gold.reward.high
         figures["label_gold_agreement"] = card.gold.labels.value
+    for name, seen in (card.properties or {}).items():
+        key = f"{ON_PROPERTY}{name}"
+        figures |= {key: seen.accuracy.value, f"{key}_low": seen.accuracy.low, f"{key}_high": seen.accuracy.high}
     return {name: rounded(value) for name, value in figures.items()}
 
 
@@ -145,6 +152,34 @@ def _right(margins_N: Floats) -> Floats:
 
 def _share(right: Floats, level: float) -> Estimate:
     return wilson(float(right.sum()), len(right), level=level)
+
+
+def _names(names: Sequence[str] | None, pairs: int, words: tuple[str, str]) -> Names:
+    """Return one name per pair, empty ones if there are none.
+
+    Raises:
+        PipelineError: there are names, and not one per pair.
+    """
+    if names is not None and len(names) != pairs:
+        raise PipelineError(Problem(f"{counted(len(names), *words)} for {counted(pairs, 'pair')}", "one per pair"))
+    return np.array([""] * pairs if names is None else names, dtype=np.str_)
+
+
+def _by_name(right: Floats, names: Names, level: float) -> dict[str, Estimate]:
+    """Return the share of right pairs by name, in the order of the alphabet; those without a name are left out."""
+    return {str(name): _share(right[names == name], level) for name in np.unique(names) if name}
+
+
+def _by_property(right_N: Floats, properties_N: Names, groups_N: Names, level: float) -> dict[str, PropertyAccuracy]:
+    """Return the accuracy by property, and by property and group."""
+    accuracy = _by_name(right_N, properties_N, level)
+    chosen = {name: properties_N == name for name in accuracy}
+    return {
+        name: PropertyAccuracy(
+            accuracy=accuracy[name], groups=_by_name(right_N[chosen[name]], groups_N[chosen[name]], level)
+        )
+        for name in accuracy
+    }
 
 
 def _gold(margins_N: Floats, gold_N: Floats, level: float) -> GoldAgreement | None:

@@ -53,6 +53,18 @@ class GoldAgreement(Record):
     labels: Estimate
 
 
+class PropertyAccuracy(Record):
+    """Accuracy on the pairs whose answers differ in one property only, so that nothing else can decide.
+
+    Attributes:
+        accuracy: share of these pairs whose chosen answer scores higher, a tie counting one half.
+        groups: the same by group, with every other property held equal.
+    """
+
+    accuracy: Estimate
+    groups: dict[str, Estimate] = Field(default_factory=dict)
+
+
 class RewardCard(Record):
     """Held-out report of a reward model.
 
@@ -68,6 +80,8 @@ class RewardCard(Record):
         length: length bias.
         gold: agreement with gold scores; None without any.
         groups: accuracy by group, e.g. by task.
+        properties: accuracy by the one property in which the answers of a pair differ, over the pairs that name one;
+            None if the pairs name none.
         level: confidence level of every interval.
     """
 
@@ -82,4 +96,5 @@ class RewardCard(Record):
     length: LengthBias
     gold: GoldAgreement | None = None
     groups: dict[str, Estimate] = Field(default_factory=dict)
+    properties: dict[str, PropertyAccuracy] | None = None
     level: float = LEVEL

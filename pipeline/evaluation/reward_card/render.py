@@ -5,16 +5,16 @@ Owns wording and drawing. Knows nothing of statistics: it renders a `RewardCard`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.errors import counted
+from pipeline.errors import counted, listed
 from pipeline.evaluation.drawing import INK, MUTED, PALETTE, WIDTH_IN, new_figure, save, style
 from pipeline.evaluation.markdown import escaped, table
-from pipeline.evaluation.reward_card.record import RewardCard
+from pipeline.evaluation.reward_card.record import PropertyAccuracy, RewardCard
 from pipeline.evaluation.stats.calibration import Bin, Calibration, fits
 from pipeline.evaluation.stats.estimate import (
     Estimate,
@@ -76,7 +76,44 @@ def render(card: RewardCard) -> str:
     if card.groups:
         groups = [[escaped(name), f"{each.n:,}", percent_interval(each)] for name, each in card.groups.items()]
         parts += ["## Accuracy by group\n", table([["group", "pairs", "accuracy"], *groups])]
+    if card.properties is not None:
+        parts += _properties(card, card.properties)
     return "\n".join(parts)
+
+
+def _properties(card: RewardCard, properties: Mapping[str, PropertyAccuracy]) -> Iterator[str]:
+    """Yield the section on pairs that differ in one property only: a table, what it shows, and tables by group."""
+    pairs = sum(seen.accuracy.n for seen in properties.values())
+    yield "## Which properties does it see?\n"
+    yield (
+        f"For {pairs:,} of {counted(card.pairs, 'pair')} the data name the one property in which the two answers "
+        "differ. Only such pairs count here.\n"
+    )
+    if not properties:
+        return
+    header, each = ["pairs", "accuracy"], {escaped(name): seen for name, seen in properties.items()}
+    yield table([["property", *header], *([name, *_row(seen.accuracy)] for name, seen in each.items())])
+    yield _unseen({name: seen.accuracy for name, seen in each.items()})
+    for name, seen in each.items():
+        if seen.groups:
+            yield f"### Pairs that differ only in {name}, by group\n"
+            yield table([["group", *header], *([escaped(group), *_row(one)] for group, one in seen.groups.items())])
+
+
+def _row(accuracy: Estimate) -> list[str]:
+    return [f"{accuracy.n:,}", percent_interval(accuracy)]
+
+
+def _unseen(accuracies: Mapping[str, Estimate]) -> str:
+    """Return sentences on the properties whose interval of accuracy includes chance or lies below it."""
+    below = [name for name, one in accuracies.items() if one.high < _CHANCE]
+    unclear = [name for name, one in accuracies.items() if one.low <= _CHANCE <= one.high]
+    told = []
+    if unclear:
+        told.append(f"**On {listed(unclear)} it cannot be told from guessing** with this many pairs.")
+    if below:
+        told.append(f"**On {listed(below)} it is below chance**: it prefers the answer that was rejected.")
+    return f"{' '.join(told) or 'It beats guessing on each of them.'}\n"
 
 
 def draw(card: RewardCard, folder: Path) -> list[Path]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,9 @@ from pipeline.plain_data import JsonObject, JsonView
 from pipeline.plan import Plan
 from pipeline.plan.overlap import remember_prompts
 from pipeline.recipe import DataSource, StageSpec
-from pipeline.records import DataDigest, digest, load
+from pipeline.records import DataDigest, LoadedRows, digest, load
 from pipeline.stage import Data, Shapes, kind_of
+from pipeline.training.report_columns import ColumnFacts, ReportColumns, column_facts
 
 REMEMBERED_FILE = "checked-sources-5.json"
 """The number in the name is raised when the file's format changes, or the reader rejects more rows."""
@@ -40,6 +41,7 @@ class SourceUse(NamedTuple):
         shapes: shapes of which the stage takes one.
         seed: seed of the stage.
         artifact: payload folder of the rows, when the source is an artifact.
+        columns: columns that the stage's reward card reads of these rows.
     """
 
     stage: str
@@ -48,6 +50,7 @@ class SourceUse(NamedTuple):
     shapes: Shapes
     seed: int
     artifact: Path | None
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class SourceCount:
         unread: names in its folder that are not data files.
         margins: number of training pairs with a margin.
         remarks: further notes on its rows, one sentence each.
+        columns: what the columns of `SourceUse.columns` hold, of training rows as ``train.NAME`` and of held-out ones
+            as ``held_out.NAME``.
     """
 
     source: str
@@ -77,6 +82,7 @@ class SourceCount:
     unread: tuple[str, ...] = ()
     margins: int = 0
     remarks: tuple[str, ...] = ()
+    columns: Mapping[str, ColumnFacts] = field(default_factory=dict, compare=False)  # no count of its own
 
     @property
     def kept(self) -> int:
@@ -132,7 +138,7 @@ def read_sources(plan: Plan, store: Store, progress: Progress | None = None) -> 
     for use in uses_of(plan):
         source = plan.recipe.data[use.source_name]
         where = plan.recipe.where("data", use.source_name)
-        options = json.dumps([use.source_name, str(use.artifact or ""), use.shapes])
+        options = json.dumps([use.source_name, str(use.artifact or ""), use.shapes, use.columns])
         if options not in outcomes:
             outcomes[options] = _read(source, use, where, store, remembered, progress)
         outcome = outcomes[options]
@@ -150,11 +156,19 @@ def uses_of(plan: Plan) -> list[SourceUse]:
     uses = []
     for stage in plan.pending:
         markers: dict[str, Data] = type(stage.spec.config).markers(Data)
-        for field, item in stage.data.items():
+        for name, item in stage.data.items():
             folder = item.input.artifact if item.input is not None else None
             if item.input is None or folder is not None:
                 uses.append(
-                    SourceUse(stage.spec.name, field, item.source_name, markers[field].shape, stage.spec.seed, folder)
+                    SourceUse(
+                        stage.spec.name,
+                        name,
+                        item.source_name,
+                        markers[name].shape,
+                        stage.spec.seed,
+                        folder,
+                        _report_columns(stage.spec, name),
+                    )
                 )
     without_plan: dict[str, tuple[StageSpec | None, Mapping[str, str]]] = {
         name: (recipe.stages[name], _data_of(recipe.stages[name].config)) for name in plan.unplanned
@@ -165,7 +179,7 @@ def uses_of(plan: Plan) -> list[SourceUse]:
             continue
         markers = kind_of(spec.kind).config.markers(Data)
         uses += [
-            SourceUse(name, field, source_name, markers[field].shape, spec.seed, None)
+            SourceUse(name, field, source_name, markers[field].shape, spec.seed, None, _report_columns(spec, field))
             for field, source_name in data.items()
             if source_name in recipe.data and recipe.data[source_name].artifact is None
         ]
@@ -174,14 +188,43 @@ def uses_of(plan: Plan) -> list[SourceUse]:
 
 def _columns_of(spec: StageSpec) -> frozenset[str]:
     """Return the columns a stage reads in addition to those of the row format."""
-    named = getattr(spec.config, "group_by", None)
+    named = ReportColumns.of(spec.config).named.values()
     own = frozenset[str]().union(*(reading.columns for reading in kind_of(spec.kind).traits.reads.values()))
-    return own | ({named} if named else set())
+    return own.union(named)
+
+
+def _report_columns(spec: StageSpec, data_field: str) -> tuple[str, ...]:
+    """Return the columns that a stage's reward card reads of the rows of a field; none if it is not of these rows."""
+    if _report_field(spec) != data_field:
+        return ()
+    return tuple(ReportColumns.of(spec.config).named.values())
+
+
+def _report_field(spec: StageSpec) -> str:
+    """Return the data field whose pairs a stage's reward card is of; empty if it writes none.
+
+    They are those of a field that is only for tests, if the recipe gives it, and else the held-out ones of `data`.
+    """
+    if not hasattr(spec.config, "property_column"):
+        return ""
+    reads = kind_of(spec.kind).traits.reads
+    return next((name for name, one in reads.items() if one.is_test and getattr(spec.config, name, None)), "data")
+
+
+def report_problems(spec: StageSpec, use: SourceUse, count: SourceCount) -> Iterator[Problem]:
+    """Yield what is wrong with the columns that a stage's reward card reads of a data source."""
+    if not use.columns:
+        return
+    reading = kind_of(spec.kind).traits.reading(use.field)
+    takes_split = not reading.is_test or (reading.held_out_only and bool(count.held_out))
+    part = "held_out" if takes_split else "train"
+    facts = {name: count.columns[f"{part}.{name}"] for name in use.columns}
+    yield from ReportColumns.of(spec.config).problems(facts)
 
 
 def _data_of(config: Any) -> dict[str, str]:
     """Return the names of a configuration's data sources, by field."""
-    return {field: getattr(config, field) for field in type(config).markers(Data) if getattr(config, field)}
+    return {name: getattr(config, name) for name in type(config).markers(Data) if getattr(config, name)}
 
 
 def _read(
@@ -201,7 +244,8 @@ def _read(
         named = [replace(problem, found=f"data.{use.source_name}: {problem.found}") for problem in error.problems]
         return tuple(replace(problem, where=problem.where or where) for problem in named)
     try:
-        key = remembered.key(content.digest, use.shapes, source.model_dump(mode="json", exclude={"path"}))
+        read = source.model_dump(mode="json", exclude={"path"}) | ({"report": use.columns} if use.columns else {})
+        key = remembered.key(content.digest, use.shapes, read)
         known = remembered.get(key)
         if known is None:
             rows = load(source, use.shapes, seed=use.seed, name=use.source_name, artifact=use.artifact)
@@ -216,6 +260,7 @@ def _read(
                 rows.unused,
                 remarks=rows.notes,
                 margins=sum(row.get("margin") is not None for row in rows.train),
+                columns=_facts_of(rows, use.columns),
             )
     except PipelineError as error:
         # A bad row is a problem of its source, not of a stage that reads it.
@@ -228,6 +273,12 @@ def _read(
     remembered.put(key, known)
     remarks = (*known.remarks, *_file_remarks(source, content))
     return replace(known, source=use.source_name, unread=source.unread_files, remarks=remarks)
+
+
+def _facts_of(rows: LoadedRows, columns: Sequence[str]) -> dict[str, ColumnFacts]:
+    """Return what the named columns of training and of held-out rows hold."""
+    parts = {"train": rows.train, "held_out": rows.held_out}
+    return {f"{part}.{name}": column_facts(some, name) for part, some in parts.items() for name in columns}
 
 
 def _file_remarks(source: DataSource, content: DataDigest) -> Iterator[str]:
@@ -263,9 +314,9 @@ class _Remembered:
         known = self.counts.get(key)
         if known is None:
             return None
-        return SourceCount(
-            **{**known, "unused": tuple(known["unused"]), "unread": (), "remarks": tuple(known["remarks"])}
-        )
+        columns = {name: ColumnFacts(*facts) for name, facts in known.get("columns", {}).items()}
+        lists = {name: tuple(known[name]) for name in ("unused", "remarks")}
+        return SourceCount(**{**known, **lists, "unread": (), "columns": columns})
 
     def put(self, key: str, count: SourceCount) -> None:
         """Add the counts of a source."""

@@ -33,6 +33,8 @@ class Config(StageConfig):
         test: held-out pairs for the report.
         group_by: column to report accuracy by. Columns `gold_chosen` and `gold_rejected`, where the rows have them,
             are true scores: agreement with them is reported.
+        property_column: column that names the one property in which the answers of a pair differ, such as `answer` or
+            `polite`; empty or null where they differ in several. The report has the accuracy by property.
     """
 
     policy: Annotated[str, Input(external=True)]
@@ -40,6 +42,7 @@ class Config(StageConfig):
     beta: float = Field(gt=0, allow_inf_nan=False)
     test: Annotated[str | None, Data("preference")] = None
     group_by: str | None = None
+    property_column: str | None = None
 
     def check(self) -> list[Problem]:
         """Return a problem if policy and reference are one model, or the report is asked for without pairs."""
@@ -47,9 +50,10 @@ class Config(StageConfig):
         if self.policy == self.reference:
             statement = f"policy and reference are both `{self.policy}`: every reward would be 0"
             problems.append(Problem(statement, "the model that the policy was trained from as `reference`"))
-        if self.group_by is not None and self.test is None:
-            statement = f"group_by is {self.group_by}, but there are no pairs to report on"
-            problems.append(Problem(statement, "`test` with it", "name pairs in `test`, or remove `group_by`"))
+        for field in ("group_by", "property_column"):
+            if getattr(self, field) is not None and self.test is None:
+                statement = f"{field} is `{getattr(self, field)}`, and there are no pairs to report on"
+                problems.append(Problem(statement, "pairs in `test`", f"name them, or remove `{field}`"))
         return problems
 
 

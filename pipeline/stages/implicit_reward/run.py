@@ -26,7 +26,8 @@ from pipeline.stages.implicit_reward.config import Config
 from pipeline.training.arguments import prepare_torch
 from pipeline.training.data.encoding import encode_pairs
 from pipeline.training.data.sources import encode_source
-from pipeline.training.pair_report import ReportColumns, full_sequences, report_on_pairs
+from pipeline.training.pair_report import full_sequences, report_on_pairs
+from pipeline.training.report_columns import ReportColumns
 from pipeline.training.reward_models import open_scorer
 
 AT_ONCE = 256
@@ -123,16 +124,17 @@ def _report(ctx: StageContext, config: Config) -> tuple[dict[str, float], dict[s
     """Score the pairs of `test` and write the reward card; return its main figures and the number of pairs.
 
     Raises:
-        PipelineError: no pair fits the context of both models.
+        PipelineError: no pair fits the context of both models, or the report cannot read its columns.
         Interrupted: the run was asked to stop.
     """
     if config.test is None:
         return {}, {}
+    rows, columns = ctx.load_rows("test"), ReportColumns.of(config)
+    columns.check(rows.held_out or rows.train)
     written = ctx.input("policy").model_copy(update={"name": ctx.name, "ref": ctx.name, "path": str(ctx.out)})
     tokenizer = load_tokenizer(written, ctx.trust_remote_code)
     model = open_scorer(ctx, written, tokenizer)
     assert isinstance(model, ImplicitReward), "it was written as one"
-    rows = ctx.load_rows("test")
     encode = functools.partial(encode_pairs, tokenizer)
     encoded = encode_source(ctx, "test", rows, encode, what="pairs to test", max_length=model.context)
     pairs = full_sequences(encoded.held_out, rows.held_out) or full_sequences(encoded.train, rows.train)
@@ -140,7 +142,7 @@ def _report(ctx: StageContext, config: Config) -> tuple[dict[str, float], dict[s
         remedy = "bring shorter pairs, or leave `test` out"
         raise PipelineError(Problem("no pair of `test` fits", f"pairs of at most {model.context} tokens", remedy))
     scorer = _KeptScorer(ctx, model, tokenizer.pad_token_id, 2 * len(pairs))
-    return report_on_pairs(ctx, pairs, scorer, ReportColumns(config.group_by)), {"held_out": len(pairs)}
+    return report_on_pairs(ctx, pairs, scorer, columns), {"held_out": len(pairs)}
 
 
 class _KeptScorer:

@@ -6,17 +6,14 @@ Reference: Ouyang et al. 2022 (InstructGPT), equation 1 (Bradley-Terry); the mar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from pipeline.kind.traits import ComputeSupport, Reading, Traits, Workload
 from pipeline.models.load.adapter_config import Adapter
-from pipeline.stage import Data, Input, StageConfig, register_kind
+from pipeline.stage import Added, Data, Input, StageConfig, register_kind
 from pipeline.training.fields import CommonTrain
-
-if TYPE_CHECKING:
-    pass
 
 
 class Train(CommonTrain):
@@ -40,6 +37,8 @@ class Config(StageConfig):
         model: what to start from.
         group_by: column to report accuracy by. Columns `gold_chosen` and `gold_rejected`, where the rows have them,
             are true scores: agreement with them is reported.
+        property_column: column that names the one property in which the answers of a pair differ, such as `answer` or
+            `polite`; empty or null where they differ in several. The report has the accuracy by property.
         adapter: LoRA instead of full fine-tuning.
         train: how to train.
     """
@@ -48,6 +47,7 @@ class Config(StageConfig):
     test: Annotated[str | None, Data("preference")] = None
     model: Annotated[str, Input(external=True)]
     group_by: str | None = None
+    property_column: Annotated[str | None, Added()] = None
     adapter: Adapter | None = None
     train: Train = Train()
 

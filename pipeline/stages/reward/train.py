@@ -26,7 +26,8 @@ from pipeline.training.data.sources import EncodedData, TrainerRows, encode_sour
 from pipeline.training.fields import margin_problem, nothing_fits
 from pipeline.training.finish import finish, save_trained
 from pipeline.training.loop import run_trainer
-from pipeline.training.pair_report import ReportColumns, full_sequences, report_on_pairs
+from pipeline.training.pair_report import full_sequences, report_on_pairs
+from pipeline.training.report_columns import ReportColumns
 from pipeline.training.setup import OpenedModel, arguments_for, build_trainer, open_reward_model, plan_steps, prepare
 
 if TYPE_CHECKING:
@@ -65,12 +66,11 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     metrics = {}
     if data.held_out and consolidated is not None:
         pad_id, precision = opened.tokenizer.pad_token_id, precision_of(ctx)
-        columns = ReportColumns(config.group_by)
         metrics = report_on_pairs(
             ctx,
             data.held_out,
             lambda answers: score(consolidated, answers, pad_id, precision=precision),
-            columns,
+            ReportColumns.of(config),
         )
     trained = replace(trained, scoring_seconds=time.perf_counter() - started)
     return finish(ctx, trained, metrics=metrics, rows=data.counts, lineage=lineage, summary=card_summary(metrics))
@@ -83,16 +83,17 @@ def _encode(ctx: StageContext, config: Config, opened: OpenedModel) -> tuple[Enc
         The encoded pairs, and whether the held-out ones are for evaluations during training.
 
     Raises:
-        PipelineError: no pair is left, or margins are used and pairs lack them.
+        PipelineError: no pair is left, margins are used and pairs lack them, or the report cannot read its columns.
     """
     rows, max_length = ctx.load_rows("data"), opened.max_length
+    tests = ctx.load_rows("test") if config.test else None
+    test_rows = rows.held_out if tests is None else tests.train
+    ReportColumns.of(config).check(test_rows)
     encode = functools.partial(encode_pairs, opened.tokenizer, scored=True)
     source = encode_source(ctx, "data", rows, encode, what="pairs", max_length=max_length)
     train = _sequences(source.train, rows.train, use_margin=config.train.use_margin)
-    held_out, test_rows = _sequences(source.held_out, rows.held_out, use_margin=False), rows.held_out
-    if config.test:
-        tests = ctx.load_rows("test")
-        test_rows = tests.train
+    held_out = _sequences(source.held_out, rows.held_out, use_margin=False)
+    if tests is not None:
         tested = encode_source(ctx, "test", tests, encode, what="pairs to test", max_length=max_length)
         held_out = _sequences(tested.train, test_rows, use_margin=False)
         if rows.held_out:
