@@ -20,11 +20,14 @@ import torch
 from ranks import be_rank, run_ranks
 from safetensors.torch import load_file
 
+from pipeline.artifacts.implicit_reward import write_settings
+from pipeline.models.implicit_reward import load_implicit_reward
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import attach
 from pipeline.models.load.deferred import Deferred
 from pipeline.models.load.pretrained import load_causal_lm, load_reward_model
-from pipeline.models.scoring import sequence_scores
+from pipeline.models.prompted_response import PromptedResponse
+from pipeline.models.scoring import score, sequence_scores
 from pipeline.parallel import dtensors
 from pipeline.parallel.consolidation import model_from_state
 from pipeline.parallel.dims import ParallelDims
@@ -116,6 +119,22 @@ def _small(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
         mine = rows[: 2 - int(os.environ["RANK"])]
         scores = [sequence_scores(model, mine, 0, token_budget=3) for model in (sharded, alone)]
         same[f"scores of {len(rows)}"] = scores[0] == pytest.approx(scores[1], abs=1e-6) and len(scores[0]) == len(mine)
+    return same | _implicit(folder / "pair", parts)
+
+
+def _implicit(folder: Path, parts: dict[str, Any]) -> dict[str, bool]:
+    """Load an implicit reward in shards and whole, and score with both; the second process has fewer responses."""
+    sharded, alone = (load_implicit_reward(_input(folder), zero3=one) for one in (parts, None))
+    assert sharded is not None and alone is not None
+    same = {
+        "both sharded": all(map(is_partitioned, sharded.models)),
+        "none": not any(map(is_partitioned, alone.models)),
+    }
+    for count in (3, 1):
+        mine = [PromptedResponse([5, 6, 7 + i], 1) for i in range(count - int(os.environ["RANK"]))]
+        rewards = [score(model, mine, 0, token_budget=3) for model in (sharded, alone)]
+        same[f"rewards of {count}"] = rewards[0] == pytest.approx(rewards[1], abs=1e-6) and len(rewards[0]) == len(mine)
+        same[f"rewards of {count} differ"] = all(abs(value) > 1e-3 for value in rewards[0])
     return same
 
 
@@ -202,6 +221,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, fields in SMALL.items():
         _made(name, fields).save_pretrained(made / name)
     _made("llama", LARGE).save_pretrained(made / "large")
+    _made("llama", SMALL["llama"]).save_pretrained(made / "pair")
+    _made("qwen3", SMALL["qwen3"]).save_pretrained(made / "pair" / "reference")  # only the tokenizer must be the same
+    write_settings(made / "pair", 1.0)
     return made
 
 
