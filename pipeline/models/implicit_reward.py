@@ -8,13 +8,14 @@ leave out Z, which all responses to one prompt share.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from huggingface_hub import snapshot_download
-from transformers.utils import cached_file
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
 from pipeline.artifacts.implicit_reward import MODEL_FILES, REFERENCE_FOLDER, SETTINGS_FILE, beta_of
 from pipeline.models.forward import context_limit
@@ -104,16 +105,16 @@ def is_implicit_reward(model_input: ResolvedInput) -> bool:
     source = source_of(model_input)
     if source.is_folder:
         return (Path(source.place) / SETTINGS_FILE).is_file()
-    with quiet(), explained(source, "reward model"):
-        file = cached_file(
-            source.place,
-            SETTINGS_FILE,
-            revision=source.revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    return file is not None
+    return _is_on_hub(source.place, source.revision)
+
+
+@functools.cache
+def _is_on_hub(place: str, revision: str | None) -> bool:
+    try:
+        hf_hub_download(place, SETTINGS_FILE, revision=revision)
+    except (EntryNotFoundError, RepositoryNotFoundError):  # offline what is not cached counts as not there
+        return False
+    return True
 
 
 def local_folder(model_input: ResolvedInput) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from stopping import StopAfter
 from transformers import AutoModelForSequenceClassification
@@ -28,6 +29,7 @@ from pipeline.training.reward_models import open_scorer
 
 Run = Callable[..., Any]
 BETA = 0.5
+HUB = ("tiny/taste@main", "tiny/rm")
 CARD = ("reward_card.json", "reward_card.md", "held_out_scores.jsonl")
 
 
@@ -319,3 +321,19 @@ def test_both_forms_are_opened_by_one_function(
         assert score(scalar, [PromptedResponse(ids, cut)], tokenizer.pad_token_id) == pytest.approx(
             [expected], abs=1e-5
         )
+
+
+def test_a_pushed_one_is_found_on_the_hub_by_its_id(
+    made: ResolvedInput, chain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's cache, offline: policy, reference and settings are one repository."""
+    for name, folder in (("taste", Path(made.path)), ("rm", chain["rm"].path)):
+        place = tmp_path / "hub" / f"models--tiny--{name}"
+        (place / "refs").mkdir(parents=True)
+        (place / "refs" / "main").write_text("c" * 40)
+        shutil.copytree(folder, place / "snapshots" / ("c" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    taste, rm = (ResolvedInput(ref=one, name=one, kind="external", fingerprint=f"hub:{one}", path=one) for one in HUB)
+    answers = [PromptedResponse([5, 6, 7, 8], 2)]
+    assert score(load_implicit_reward(taste), answers, 0) == score(load_implicit_reward(made), answers, 0)
+    assert load_implicit_reward(rm) is None
