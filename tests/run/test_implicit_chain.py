@@ -127,6 +127,18 @@ def test_what_makes_no_reward_is_refused_before_anything_runs(
     assert all(problem.stage in ("taste", "") for problem in problems), problems
 
 
+def test_the_columns_of_the_pairs_that_are_reported_on_are_checked(finished: Any) -> None:
+    runs = extended(finished, TASTE)
+    file = runs.recipe.parent / "pairs_test.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "differs_in": "manners"}) + "\n" for row in rows))
+    asked = "stages.taste.property_column=differs_in"
+    assert "data pairs_test: nothing reads `differs_in`" not in runs.check(asked).notes
+    for split, count in (("", 60), ("data.pairs_test.held_out=0.5", 29)):
+        (problem,) = runs.problems("stages.taste.property_column=differs", *([split] if split else []))
+        assert problem.stage == "taste" and f"none of {count} held-out pairs has a value" in problem.found
+
+
 def test_no_training_starts_from_it(finished: Any) -> None:
     runs = extended(finished, TASTE + "  rm2: {kind: reward, data: pairs, model: taste}\n")
     [problem] = runs.problems()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +21,11 @@ from pipeline.models.implicit_reward import ImplicitReward, load_implicit_reward
 from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
 from pipeline.models.prompted_response import PromptedResponse
 from pipeline.models.scoring import score
+from pipeline.recipe import DataSource
 from pipeline.stage import ResolvedInput
 from pipeline.stages.implicit_reward import run as stage
 from pipeline.stages.ppo.config import Config as PPOConfig
-from pipeline.stages.ppo.models import load_value_start, scorer_on_trunk
+from pipeline.stages.ppo.models import load_value_start
 from pipeline.training.reward_models import open_scorer
 
 Run = Callable[..., Any]
@@ -137,9 +138,17 @@ def test_another_beta_than_the_policy_s_is_told(make: Run) -> None:
     assert note == "dpo was trained with beta 0.5: with 1 rewards are 2 times as large"
 
 
-def test_held_out_pairs_of_the_test_source_are_those_it_reports_on(make: Run, chain: Any) -> None:
-    from pipeline.recipe import DataSource
+def test_the_card_has_the_accuracy_by_property(make: Run, tiny_rows: Any, write_jsonl: Any, tmp_path: Path) -> None:
+    rows = [{**row, "differs_in": "manners" if i % 3 else None} for i, row in enumerate(tiny_rows("pairs_test"))]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    ran = make(test=file, property_column="differs_in")
+    assert ran.outcome.result.metrics["accuracy_on_manners"] == 1.0
+    assert "manners" in (ran.out / "reward_card.md").read_text()
+    text = refusal(make(test=file, property_column="differs", expect="failed"))
+    assert text.startswith("property_column is `differs`, and none of 60 held-out pairs has a value in that column")
 
+
+def test_held_out_pairs_of_the_test_source_are_those_it_reports_on(make: Run, chain: Any) -> None:
     source = DataSource(path=str(chain.recipe.parent / "pairs.jsonl"), held_out=0.1)
     ran = make(test=source)
     assert ran.outcome.result.rows == {"held_out": 16}
@@ -191,8 +200,6 @@ def test_ppo_is_paid_by_it_and_its_value_function_starts_from_the_policy(
 def test_a_value_function_never_starts_from_an_implicit_reward(
     made: ResolvedInput, chain: Any, as_input: Any, make_context: Any
 ) -> None:
-    from dataclasses import replace
-
     inputs = {"model": [as_input(chain["sft"])], "reward": [made]}
     ctx = replace(make_context(), inputs=inputs)
     config = PPOConfig(data="d", model="sft", reward=["taste"], layout="separate")
@@ -200,9 +207,6 @@ def test_a_value_function_never_starts_from_an_implicit_reward(
     assert not value.score.weight.any()
     start = load_file(chain["sft"].path / "model.safetensors")
     assert torch.equal(value.model.embed_tokens.weight, start["model.embed_tokens.weight"])
-    # It is no adapter on the policy's trunk either, whatever lies in its folder.
-    shutil.copytree(chain["rm"].path / "adapter", Path(made.path) / "adapter")
-    assert scorer_on_trunk(ctx, SimpleNamespace(model=None), made, 0) is None  # type: ignore[arg-type]
 
 
 def test_trl_s_trainers_are_paid_by_it(made: ResolvedInput, chain: Any, as_input: Any, run_stage: Run) -> None:

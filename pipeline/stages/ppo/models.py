@@ -103,8 +103,7 @@ def load_value_start(ctx: StageContext, config: Config, tokenizer: PreTrainedTok
 
 def scorer_on_trunk(ctx: StageContext, policy: Policy, source: ResolvedInput, pad_id: int) -> Scorer | None:
     """Return a scorer for a reward model that is an adapter on the policy's trunk; None if it must be loaded."""
-    may_share = Path(source.path).is_dir() and not is_implicit_reward(source)
-    reward = reward_on_trunk(policy.model, Path(source.path)) if may_share else None
+    reward = reward_on_trunk(policy.model, Path(source.path)) if Path(source.path).is_dir() else None
     if reward is None:
         return None
     ctx.note(f"reward model {source.ref} is an adapter on the policy's own trunk")
