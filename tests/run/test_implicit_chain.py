@@ -55,15 +55,19 @@ def test_a_chain_with_it_runs_and_its_card_s_code_gives_its_scores(
 
 
 def test_a_policy_tested_on_what_it_learnt_from_is_told(finished: Any) -> None:
-    tests = {name: TASTE.replace("pairs_test", name).replace("taste", f"on_{name}") for name in ("pairs", "learnt")}
-    runs = extended(finished, TASTE + "".join(tests.values()))
-    text = runs.recipe.read_text().replace("  asks:", "  learnt: {path: pairs.jsonl}\n  asks:", 1)
-    runs.recipe.write_text(text)
+    names = ("pairs", "learnt", "shown")
+    tests = {name: TASTE.replace("pairs_test", name).replace("taste", f"on_{name}") for name in names}
+    runs = extended(finished, "".join(tests.values()))
+    sources = "  learnt: {path: pairs.jsonl}\n  shown: {path: shown.jsonl}\n"
+    runs.recipe.write_text(runs.recipe.read_text().replace("  asks:", f"{sources}  asks:", 1))
+    demos = [json.loads(line)["messages"] for line in (runs.recipe.parent / "demos.jsonl").read_text().splitlines()]
+    rows = [{"prompt": demo[0]["content"], "chosen": "it is red .", "rejected": "no .", "task": "x"} for demo in demos]
+    (runs.recipe.parent / "shown.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     notes = evaluation_notes(runs.plan(), runs.store)
     told = [note for note in notes if note.startswith("stage on_learnt: ")]
     # `dpo` learnt from 144 of the 160 pairs; what `sft` learnt is in both models, and goes unsaid.
     assert len(told) == 1 and "144 of 160 prompts of learnt are ones that dpo learnt from" in told[0]
-    assert not [note for note in notes if note.startswith("stage on_pairs: ")]
+    assert not [note for note in notes if note.startswith(("stage on_pairs: ", "stage on_shown: "))]
     runs(until="on_learnt")
     [said] = [event.text for event in runs.seen.events if event.kind == "note"]
     assert said == told[0].replace("stage on_learnt", "warning")

@@ -279,10 +279,15 @@ def test_models_that_make_no_reward_are_refused(
     assert "`alone` has no config.json" in refusal(make(policy=as_folder(alone, "alone"), expect="failed"))
 
 
-def test_pairs_that_do_not_fit_are_told(make: Run, write_jsonl: Any, tmp_path: Path) -> None:
+def test_pairs_that_do_not_fit_are_told(make: Run, chain: Any, write_jsonl: Any, tmp_path: Path) -> None:
     row = {"prompt": "the cat has which colour ?", "chosen": "it is red . " * 40, "rejected": "go away ."}
     text = refusal(make(test=write_jsonl(tmp_path / "long.jsonl", [row]), expect="failed"))
     assert text.startswith("no pair of `test` fits") and "at most 64 tokens" in text
+    short = Path(shutil.copytree(chain["sft"].path, tmp_path / "short"))
+    settings = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 9}))
+    text = refusal(make(reference=as_folder(short), test=chain.recipe.parent / "pairs_test.jsonl", expect="failed"))
+    assert text.startswith("no pair of `test` fits") and "at most 9 tokens" in text
 
 
 @pytest.mark.parametrize(
