@@ -101,11 +101,16 @@ def load_implicit_reward(
 
 
 def is_implicit_reward(model_input: ResolvedInput) -> bool:
-    """Return whether an artifact, a folder or a hub repository is an implicit reward, by its settings file."""
+    """Return whether an artifact, a folder or a hub repository is an implicit reward, by its settings file.
+
+    Raises:
+        PipelineError: the hub answers with an error.
+    """
     source = source_of(model_input)
     if source.is_folder:
         return (Path(source.place) / SETTINGS_FILE).is_file()
-    return _is_on_hub(source.place, source.revision)
+    with quiet(), explained(source, "reward model"):
+        return _is_on_hub(source.place, source.revision)
 
 
 @functools.cache
