@@ -24,6 +24,7 @@ from pipeline.evaluation.stats.divergence import Divergence, SequenceKL, summari
 from pipeline.evaluation.stats.estimate import Delta, Estimate
 from pipeline.evaluation.stats.intervals import RESAMPLES, Bootstrap, mean_interval, wilson
 from pipeline.evaluation.stats.winrate import win_rate
+from pipeline.evaluation.sweep import summarized_anew
 
 _SHARE = (0.0, 1.0)
 
@@ -97,7 +98,8 @@ def recomputed(report: Report, samples: Sequence[Sample]) -> Report:
         for name, metrics in remade.models.items()
     }
     known = {key: getattr(report, key) for key in ("available", "sampled_by", "warnings")}
-    return remade.model_copy(update={"models": models, **known})
+    remade = remade.model_copy(update={"models": models, **known})
+    return summarized_anew(remade, report.sweep or [])
 
 
 @dataclass(frozen=True)

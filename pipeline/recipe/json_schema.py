@@ -39,7 +39,11 @@ def json_schema() -> Schema:
     head_properties: Schema = definitions.pop("head.Head", head)["properties"]
     common = {**head_properties, "compute": compute}
     parts = {"data": _many("source_part"), "stages": _many("stage_part"), "groups": _many("group_part")}
-    profile = _named({**common, **parts}, drop="name")
+    definitions["grid"] = _grid()
+    grid: Schema = {"$ref": "#/$defs/grid"}
+    several = {"type": "array", "items": grid, "minItems": 1}
+    sweep = {"anyOf": [grid, several, {"type": "null"}], "description": "Settings, each with the values to run."}
+    profile = _named({**common, **parts, "sweep": sweep}, drop="name")
     text = {"type": "string"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -54,6 +58,7 @@ def json_schema() -> Schema:
             "data": {"type": "object", "description": "Named sources of rows."},
             "stages": {"type": "object", "description": "Named steps; the order is free."},
             "groups": {"type": "object", "description": "Stages that are repeated in rounds."},
+            "sweep": sweep,
             "profiles": {
                 "type": "object",
                 "description": "Changes that `--profile NAME` lays on top.",
@@ -68,6 +73,18 @@ def json_schema() -> Schema:
             "required": ["stages"],
         },
         "$defs": definitions,
+    }
+
+
+def _grid() -> Schema:
+    """Return the schema of settings with their values; a mapping inside it is the longer way to write dots."""
+    values = {"type": "array", "minItems": 1, "uniqueItems": True}
+    below = {"anyOf": [values, {"type": "object"}, {"type": "null"}]}
+    return {
+        "type": "object",
+        "minProperties": 1,
+        "propertyNames": {"pattern": r"^(seed$|(stages|data)($|\.))"},
+        "additionalProperties": below,
     }
 
 

@@ -47,6 +47,7 @@ OTHER_VALUES: dict[str, Any] = {
     "control_tokens": "parsed",
     "greedy": ["n"],
     "rounds": ["m", "n"],
+    "variants": {"n": {"stage": "s", "settings": {"beta": 0.1}}},
     "baseline": "n",
     "limit": 5,
     "live": {"labels": 5},

@@ -125,5 +125,5 @@ def _a_change(done: StageDone) -> str:
     for key in ("beta", "learning_rate"):
         value = getattr(train, key, None)
         if isinstance(value, float) and value > 0:
-            return f"stages.{done.stage.spec.group_stage or done.stage.spec.name}.train.{key}={value / 2:g}"
+            return f"stages.{done.stage.spec.written_as or done.stage.spec.name}.train.{key}={value / 2:g}"
     return ""

@@ -27,10 +27,22 @@ from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP, Asked, ask
 from pipeline.kind.traits import Reading, RequestForecast, RequestRows, Requests, Traits, Workload
 from pipeline.models.generate.engines.names import EngineName
-from pipeline.stage import Added, Among, Code, Data, Input, StageConfig, register_kind
+from pipeline.stage import Added, Among, Code, Data, Input, StageConfig, VariantsOf, register_kind
 
 FEWER = "ask fewer prompts with `limit`"
 """What to do about too many calls."""
+
+
+class Variant(StageConfig):
+    """What a model is among those that differ in settings only.
+
+    Attributes:
+        stage: name that all of them have in common; the figure has a line for each.
+        settings: its settings by name; the mean is taken over models that differ in `seed` only, or `NAME.seed`.
+    """
+
+    stage: str
+    settings: dict[str, str | int | float | bool | None] = Field(min_length=1)
 
 
 class Config(StageConfig):
@@ -48,6 +60,8 @@ class Config(StageConfig):
         group_by: column that names the task of a prompt.
         greedy: models also decoded greedily and listed as `NAME (greedy)`; by default the baseline.
         rounds: models of one round after another, the start first; each is also compared with the one before.
+        variants: stage and settings of the models that differ in settings only; a sweep fills it in. The report has
+            a table of the settings with means over seeds, and a figure of the score over KL.
         temperature: sampling temperature.
         max_new_tokens: longest answer.
         reference: column with the right answer, kept beside the answers; by default the first of the usual names
@@ -70,7 +84,8 @@ class Config(StageConfig):
     judge: Literal["gold", "reward"] | None = None
     group_by: str = DEFAULT_GROUP
     greedy: Annotated[list[str] | None, Among("models")] = None
-    rounds: Annotated[list[str] | None, Among("models"), Field(min_length=2)] = None
+    rounds: Annotated[list[str] | None, Among("models", is_sequence=True), Field(min_length=2)] = None
+    variants: Annotated[dict[str, Variant], Added(), VariantsOf("models")] = Field(default={})
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=128, ge=1)
     reference: str | None = None
@@ -114,6 +129,7 @@ class Config(StageConfig):
                 ("baseline", [self.baseline]),
                 ("greedy", self.greedy or []),
                 ("rounds", self.rounds or []),
+                ("variants", list(self.variants)),
             )
             for name in given
             if names and name not in names

@@ -13,6 +13,7 @@ from pipeline.evaluation.report.conclusion import summary
 from pipeline.evaluation.report.record import Report
 from pipeline.evaluation.report.writing import write
 from pipeline.evaluation.stats.intervals import Bootstrap
+from pipeline.evaluation.sweep import with_sweep
 from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.plain_data import ShapedRow
 from pipeline.stage import StageContext, StageResult
@@ -55,7 +56,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         answers, prompts, baseline=config.baseline, judge=config.judge, bootstrap=bootstrap, rounds=config.rounds or ()
     )
     sample = {"available": asked.available, "sampled_by": config.group_by if is_stratified else ""}
-    report = report.model_copy(update={**sample, "warnings": warnings})
+    report = with_sweep(report.model_copy(update={**sample, "warnings": warnings}), config.variants)
     shown = samples(answers, prompts, baseline=config.baseline, judge=config.judge)
     write(report, ctx.out, shown, title=config.title)
     is_reused = reused or told.cached
