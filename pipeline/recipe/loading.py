@@ -122,8 +122,11 @@ class _Building:
             self.add("the recipe has no stages", "at least one under `stages:`", where=self.root.place)
         copies = copies_of(expansion.rounds, variants.names)
         stage_of = {name: stage for stage, names in copies.items() for name in names}
+        swept = {name for names in variants.names.values() for name in names}
         stages = {
-            name: replace(spec, written_as=stage_of.get(name, "")) for name, spec in specs.items() if spec is not None
+            name: replace(spec, written_as=stage_of.get(name, ""), is_variant=name in swept)
+            for name, spec in specs.items()
+            if spec is not None
         }
         profiles = self.root.mapping.get("profiles")
         recipe = Recipe(

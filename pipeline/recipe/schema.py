@@ -308,6 +308,7 @@ class StageSpec:
         compute: the recipe's settings, overridden by the stage's.
         where: ``file:line`` of the stage.
         written_as: name under `stages:` if this is one round of it, or one variant of a sweep; else empty.
+        is_variant: whether it is a variant of a sweep.
     """
 
     name: str
@@ -317,6 +318,7 @@ class StageSpec:
     compute: Compute
     where: str
     written_as: str = ""
+    is_variant: bool = False
 
     @property
     def effective_compute(self) -> Compute:

@@ -120,7 +120,12 @@ def _row(done: StageDone) -> list[str]:
 
 
 def _a_change(done: StageDone) -> str:
-    """Return a `--set` value that halves a training stage's `beta` or `learning_rate`; empty without either."""
+    """Return a `--set` value that halves a training stage's `beta` or `learning_rate`; empty without either.
+
+    It is empty for a variant of a sweep, too, which sets values of its own.
+    """
+    if done.stage.spec.is_variant:
+        return ""
     train = getattr(done.stage.spec.config, "train", None)
     for key in ("beta", "learning_rate"):
         value = getattr(train, key, None)
