@@ -97,7 +97,7 @@ def recomputed(report: Report, samples: Sequence[Sample]) -> Report:
         name: metrics.model_copy(update={"ref": report.models[name].ref, "variant": report.models[name].variant})
         for name, metrics in remade.models.items()
     }
-    known = {key: getattr(report, key) for key in ("available", "sampled_by", "warnings")}
+    known = {key: getattr(report, key) for key in ("available", "sampled_by", "warnings", "best_of_n")}
     remade = remade.model_copy(update={"models": models, **known})
     return summarized_anew(remade, report.sweep or [])
 

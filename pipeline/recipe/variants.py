@@ -267,7 +267,9 @@ class _Expanding:
             described = self.described(body.get(marker.field, Node([], "")), node.place)
             if described:
                 given = body.get(key, Node({}, node.place))
-                body[key] = Node({**described, **given.mapping}, given.place) if isinstance(given.value, dict) else given
+                body[key] = (
+                    Node({**described, **given.mapping}, given.place) if isinstance(given.value, dict) else given
+                )
         return Node(body, node.place)
 
     def described(self, models: Node, place: str) -> dict[str, Node]:

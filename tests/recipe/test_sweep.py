@@ -267,8 +267,8 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "no mapping": (
         "3",
         [
-            "sweep is 3; expected a mapping of settings to lists of values, as in {stages.dpo.train.beta: [0.05, 0.1]}, "
-            "or a list of mappings",
+            "sweep is 3; expected a mapping of settings to lists of values, as in "
+            "{stages.dpo.train.beta: [0.05, 0.1]}, or a list of mappings",
         ],
     ),
     "empty": ("{}", ["sweep names no setting; expected settings and their values, as in {stages."]),
@@ -360,7 +360,7 @@ def test_a_bad_sweep_is_told_at_its_line(case: str, write: Callable[..., Path]) 
 
 
 def test_a_name_of_a_variant_is_taken_once(write: Callable[..., Path]) -> None:
-    with pytest.raises(PipelineError, match="r.yaml:13: stage `dpo-beta-0.5` has the name of a variant of `dpo`"):
+    with pytest.raises(PipelineError, match=r"r\.yaml:13: stage `dpo-beta-0\.5` has the name of a variant of `dpo`"):
         load(write(BETAS, ("  report:", "  dpo-beta-0.5: {kind: sft, data: asks, model: base}\n  report:")))
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LEAST_MODELS = 3
 """Least number of models with a KL for the figure."""
 _LONGEST_LABEL = 24
+_MARGIN, _NEAR, _EPSILON = 0.08, 0.06, 1e-3
+"""Shares of the axis: empty space at its ends, and a distance at which labels overlap; least axis."""
 _SINGLES = "^vDPX*"
 """Markers of models that are no variant."""
 
@@ -51,11 +53,12 @@ class _Point(NamedTuple):
 
 
 def has_frontier(report: Report) -> bool:
-    """Return whether a report is on a sweep and has enough models with a KL for the figure."""
+    """Return whether a report is on a sweep, or has the best of n, and enough models with a KL for the figure."""
     judge = scored_by(report)
     measured = [name for name in report.models if _is_measured(report, name, judge)]
     rows = report.sweep or []
-    return len(measured) >= LEAST_MODELS and any({"kl", judge} <= set(row.figures) for row in rows)
+    is_swept = any({"kl", judge} <= set(row.figures) for row in rows)
+    return len(measured) >= LEAST_MODELS and (is_swept or bool(report.best_of_n))
 
 
 def scored_by(report: Report) -> Judge:
@@ -69,7 +72,9 @@ def draw_frontier(report: Report, path: Path) -> Path:
     stages = list(dict.fromkeys(row.stage for row in report.sweep or []))
     colour = {stage: PALETTE[index % len(PALETTE)] for index, stage in enumerate(stages)}
     others = _others(report)
-    figure = new_figure(WIDTH_IN, 3.8 + 0.21 * (len(stages) + len(others)))
+    best = _best_of_n(report, judge)
+    span = _root(max(0.0, *(kl for _, kl, _ in best), *_divergences(report, judge)))
+    figure = new_figure(WIDTH_IN, 3.8 + 0.21 * (len(stages) + len(others) + bool(best)))
     axes: Any = figure.add_subplot()
     handles: list[Any] = []
     labels: list[str] = []
@@ -78,7 +83,10 @@ def draw_frontier(report: Report, path: Path) -> Path:
         if points:
             handles += _family(axes, report, points, colour[stage], judge)
             labels.append(_family_label(stage, points))
-            _label(axes, points, colour[stage], is_above=index % 2 == 0)
+            _label(axes, points, colour[stage], near=_NEAR * span, is_above=index % 2 == 0)
+    if best:
+        handles += _curve(axes, best)
+        labels.append(f"best of n of {plain(report.baseline)}, n up to {best[-1][0]}; KL at most log n - (n - 1) / n")
     spread = [row for row in report.sweep or [] if len(row.models) > 1]
     if spread:
         handles += axes.plot([], [], "o", color=MUTED, alpha=0.35, markersize=5)
@@ -90,7 +98,9 @@ def draw_frontier(report: Report, path: Path) -> Path:
         handles += axes.plot([kl], [score], marker, color=shade, markersize=7, zorder=4)
         labels.append(f"{plain(name)} (baseline)" if is_baseline else plain(name))
     axes.set_xscale("function", functions=(_root, _square))
-    axes.margins(x=0.08, y=0.16)
+    lowest = min(0.0, *_divergences(report, judge))
+    axes.set_xlim(_square(_root(lowest) - _MARGIN * span - _EPSILON), _square((1 + _MARGIN) * span + _EPSILON))
+    axes.margins(y=0.16)
     axes.grid(color=RULE)
     over = plain(report.baseline) if len(report.baseline) <= _LONGEST_LABEL else "the baseline"
     axes.set_xlabel(f"KL to {over} (nats per answer, square-root axis)")
@@ -101,7 +111,29 @@ def draw_frontier(report: Report, path: Path) -> Path:
 
 
 def _title(judge: Judge) -> str:
-    return f"{'Gold' if judge == 'gold' else 'Reward'} over KL: the settings of the sweep"
+    return f"{'Gold' if judge == 'gold' else 'Reward'} over KL"
+
+
+def _divergences(report: Report, judge: Judge) -> list[float]:
+    """Return the KL of all models in the figure."""
+    return [_place(report, name, judge)[0] for name in report.models if _is_measured(report, name, judge)]
+
+
+def _best_of_n(report: Report, judge: Judge) -> list[tuple[int, float, float]]:
+    """Return n, the bound of the KL in nats, and the mean score of the best of n answers."""
+    points = report.best_of_n.points if report.best_of_n else []
+    return [(point.n, point.kl, score.value) for point in points if (score := getattr(point, judge))]
+
+
+def _curve(axes: Axes, best: Sequence[tuple[int, float, float]]) -> list[Any]:
+    """Draw the best of n as a dashed line, labelled with the powers of two among n; return its handle."""
+    handle = axes.plot([kl for _, kl, _ in best], [score for _, _, score in best], "--", color=MUTED, linewidth=1.4)
+    marked = [(n, kl, score) for n, kl, score in best if n > 1 and n & (n - 1) == 0]
+    axes.plot([kl for _, kl, _ in marked], [score for _, _, score in marked], "o", color=MUTED, markersize=4)
+    for n, kl, score in marked:
+        place: Any = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes.annotate(str(n), (kl, score), (0, 4), color=MUTED, fontsize=8, zorder=2, **place)
+    return handle
 
 
 def _root(values: Any) -> Any:
@@ -149,12 +181,18 @@ def _family(axes: Axes, report: Report, points: Sequence[_Point], colour: str, j
     )
 
 
-def _label(axes: Axes, points: Sequence[_Point], colour: str, *, is_above: bool) -> None:
-    """Write the settings beside their points; stages take turns above and below, so that their labels stay apart."""
+def _label(axes: Axes, points: Sequence[_Point], colour: str, *, near: float, is_above: bool) -> None:
+    """Write the settings beside their points, so that they stay apart.
+
+    Stages take turns above and below their points, and neighbours nearer than ``near`` left and right of them.
+    """
     halo = [Stroke(linewidth=2.5, foreground="white"), Normal()]
     offset, align = ((-4, 9), "bottom") if is_above else ((4, -9), "top")
-    side = "right" if is_above else "left"
-    for point in points:
+    side, last = "right" if is_above else "left", -np.inf
+    for point in sorted(points, key=lambda point: point.kl):
+        if _root(point.kl) - last < near:
+            side, offset = ("left" if side == "right" else "right"), (-offset[0], offset[1])
+        last = _root(point.kl)
         text, place = _point_label(point.row.settings), (point.kl, point.score)
         style: Any = {"textcoords": "offset points", "va": align, "ha": side, "path_effects": halo}
         axes.annotate(text, place, offset, color=colour, fontsize=9, fontweight="bold", zorder=5, **style)

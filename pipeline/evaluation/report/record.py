@@ -181,6 +181,34 @@ class SettingFigures(Record):
     figures: dict[str, Spread] = Field(default_factory=dict)
 
 
+class BestPoint(Record):
+    """The best of n answers of the baseline, over all prompts.
+
+    Attributes:
+        n: number of answers of which the best is chosen.
+        kl: upper bound of its divergence from the baseline in nats, log n - (n - 1) / n.
+        gold: mean gold score of the chosen answer.
+        reward: mean score of the chosen answer by the reward model.
+    """
+
+    n: int
+    kl: float
+    gold: Estimate | None = None
+    reward: Estimate | None = None
+
+
+class BestOfBaseline(Record):
+    """What choosing the best of n answers of the baseline gains, for every n.
+
+    Attributes:
+        chosen_by: whose scores choose.
+        points: the points, n from 1.
+    """
+
+    chosen_by: Judge
+    points: list[BestPoint]
+
+
 class Report(Record):
     """A comparison of models on the same prompts.
 
@@ -197,6 +225,8 @@ class Report(Record):
         warnings: warnings to the reader about the figures.
         models: metrics by model, in the order shown.
         rounds: each round's model against the one before, in their order; None when the report is not on rounds.
+        best_of_n: the best of n answers of the baseline; None if it was not asked for. Its answers are not in
+            `samples.jsonl`.
         sweep: figures of each setting over its seeds, in the order of the models; None when the report is not on a
             sweep.
     """
@@ -213,6 +243,7 @@ class Report(Record):
     warnings: list[str] = Field(default_factory=list)
     models: dict[str, ModelMetrics]
     rounds: list[RoundStep] | None = None
+    best_of_n: BestOfBaseline | None = None
     sweep: list[SettingFigures] | None = None
 
     @model_validator(mode="after")

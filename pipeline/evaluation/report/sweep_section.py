@@ -1,4 +1,4 @@
-"""The section of a report on a sweep: each setting with its figures over seeds, as a table and a sentence.
+"""The sections of a report on a sweep and on the best of n, each a table and a sentence.
 
 Owns wording and order. Knows nothing of statistics or drawing: it renders a `Report` to text.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.evaluation.report.record import Report, SettingFigures, Spread
-from pipeline.evaluation.stats.estimate import number, percent
+from pipeline.evaluation.report.record import Judge, Report, SettingFigures, Spread
+from pipeline.evaluation.stats.estimate import number, number_interval, percent
+
+_JUDGES: tuple[Judge, ...] = ("gold", "reward")
 
 
 def sweep_table(report: Report) -> list[list[str]]:
@@ -58,3 +60,25 @@ def _cell(spread: Spread | None, text: Callable[[float], str]) -> str:
     if spread is None:
         return "–"
     return text(spread.mean) if spread.sd is None else f"{text(spread.mean).removesuffix(' %')} ± {text(spread.sd)}"
+
+
+def best_of_n_table(report: Report) -> list[list[str]]:
+    """Return a header and a row for n = 1, 2, 4, … and the last n, as plain text."""
+    points = report.best_of_n.points if report.best_of_n else []
+    shown = [point for point in points if point.n & (point.n - 1) == 0 or point is points[-1]]
+    judges: list[Judge] = [judge for judge in _JUDGES if any(getattr(point, judge) for point in points)]
+    body = [
+        [
+            str(point.n),
+            *(number_interval(score) for judge in judges if (score := getattr(point, judge))),
+            number(point.kl),
+        ]
+        for point in shown
+    ]
+    return [["n", *judges, "KL, at most"], *body]
+
+
+def best_of_n_sentence(report: Report, shown: Callable[[str], str] = str) -> str:
+    """Return what the table of the best of n is; ``shown`` renders the name of the baseline."""
+    chosen = "reward model" if report.best_of_n and report.best_of_n.chosen_by == "reward" else "gold function"
+    return f"Mean scores of the best of n answers of {shown(report.baseline)}, chosen by the {chosen}."
