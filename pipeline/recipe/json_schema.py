@@ -39,7 +39,7 @@ def json_schema() -> Schema:
     head_properties: Schema = definitions.pop("head.Head", head)["properties"]
     common = {**head_properties, "compute": compute}
     parts = {"data": _many("source_part"), "stages": _many("stage_part"), "groups": _many("group_part")}
-    definitions["grid"] = _grid()
+    definitions |= {"grid": _grid(), "grid_values": _grid_values()}
     grid: Schema = {"$ref": "#/$defs/grid"}
     several = {"type": "array", "items": grid, "minItems": 1}
     sweep = {"anyOf": [grid, several, {"type": "null"}], "description": "Settings, each with the values to run."}
@@ -77,15 +77,17 @@ def json_schema() -> Schema:
 
 
 def _grid() -> Schema:
-    """Return the schema of settings with their values; a mapping inside it is the longer way to write dots."""
+    """Return the schema of settings with their values."""
+    below = {"$ref": "#/$defs/grid_values"}
+    names = {"pattern": r"^(seed$|(stages|data)($|\.))"}
+    return {"type": "object", "minProperties": 1, "propertyNames": names, "additionalProperties": below}
+
+
+def _grid_values() -> Schema:
+    """Return the schema of a setting's values, or of a mapping, which is the longer way to write dots."""
     values = {"type": "array", "minItems": 1, "uniqueItems": True}
-    below = {"anyOf": [values, {"type": "object"}, {"type": "null"}]}
-    return {
-        "type": "object",
-        "minProperties": 1,
-        "propertyNames": {"pattern": r"^(seed$|(stages|data)($|\.))"},
-        "additionalProperties": below,
-    }
+    nested = {"type": "object", "additionalProperties": {"$ref": "#/$defs/grid_values"}}
+    return {"anyOf": [values, nested, {"type": "null"}]}
 
 
 def _named(properties: Schema, *, drop: str) -> Schema:

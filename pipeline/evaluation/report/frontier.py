@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.patheffects import Normal, Stroke
 
 from pipeline.evaluation.drawing import BASELINE, INK, MUTED, PALETTE, RULE, WIDTH_IN, legend, new_figure, plain, save
 from pipeline.evaluation.report.record import Judge, Report, SettingFigures, SettingValue
@@ -186,7 +185,7 @@ def _label(axes: Axes, points: Sequence[_Point], colour: str, *, near: float, is
 
     Stages take turns above and below their points, and neighbours nearer than ``near`` left and right of them.
     """
-    halo = [Stroke(linewidth=2.5, foreground="white"), Normal()]
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
     offset, align = ((-4, 9), "bottom") if is_above else ((4, -9), "top")
     side, last = "right" if is_above else "left", -np.inf
     for point in sorted(points, key=lambda point: point.kl):
@@ -194,7 +193,7 @@ def _label(axes: Axes, points: Sequence[_Point], colour: str, *, near: float, is
             side, offset = ("left" if side == "right" else "right"), (-offset[0], offset[1])
         last = _root(point.kl)
         text, place = _point_label(point.row.settings), (point.kl, point.score)
-        style: Any = {"textcoords": "offset points", "va": align, "ha": side, "path_effects": halo}
+        style: Any = {"textcoords": "offset points", "va": align, "ha": side, "bbox": box}
         axes.annotate(text, place, offset, color=colour, fontsize=9, fontweight="bold", zorder=5, **style)
 
 
