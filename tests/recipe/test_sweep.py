@@ -183,6 +183,33 @@ def test_names_are_of_plain_characters_and_tell_values_apart(write: Callable[...
     assert {"dpo-model-base", "dpo-model-null", "dpo-model-true"} <= set(names)
 
 
+def test_a_number_has_one_name_however_it_is_written(write: Callable[..., Path]) -> None:
+    recipe = load(write("{stages.dpo.train.beta: [5.0, 1.0e+20, 1.0e-5, 3]}"))
+    assert _names(recipe, "dpo") == ["dpo-beta-5", "dpo-beta-1e20", "dpo-beta-1e-05", "dpo-beta-3"]
+    with pytest.raises(PipelineError, match="has the value 5 twice"):
+        load(write("{stages.dpo.train.beta: [5.0, 5]}"))
+    model = f"stages.dpo.model: [{'a' * 30}/{'b' * 30}, base]"
+    long = load(
+        write(
+            f"{{{model}, stages.sft.train.warmup_steps: [0.1, 0.2], stages.base.seed: [1234567890]}}",
+            ("baseline: sft", "baseline: sft-warmup_steps-0.1-base.seed-1234567890"),
+        )
+    )
+    assert max(map(len, long.variants["after"])) == 100 and len(set(long.variants["after"])) == 4
+
+
+def test_variants_share_no_batch_of_labels(write: Callable[..., Path]) -> None:
+    given: Any = load(
+        write(
+            "{stages.sft.seed: [7, 8]}",
+            ("kto, data: compared, model: sft", "labels, data: compared, batch: mine"),
+            ("kto-*", "base"),
+            ("baseline: sft", "baseline: base"),
+        )
+    ).stages
+    assert [given[f"kto-sft.seed-{seed}"].config.batch for seed in (7, 8)] == ["mine-sft.seed-7", "mine-sft.seed-8"]
+
+
 def test_groups_are_swept_in_all_rounds_and_seeds_count_up(write: Callable[..., Path]) -> None:
     group = (
         "groups:\n  again: {rounds: 2, stages: [candidates, dpo], carry: {policy: {first: sft, then: dpo}}}\nstages:\n"
