@@ -103,6 +103,16 @@ def test_the_figure_has_a_line_for_each_stage_and_points_for_the_others(tmp_path
     assert recomputed(report, samples(ANSWERS, PROMPTS, baseline="sft")) == report
 
 
+def test_seeds_alone_are_one_point_and_the_baseline_may_be_one_of_them(tmp_path: Path) -> None:
+    names = ["sft", "dpo-beta-0.5-seed-1", "dpo-beta-0.5-seed-2"]
+    seeds = {name: Variant(stage="made", settings={"seed": number}) for number, name in enumerate(names)}
+    report = _report(variants=seeds)
+    write(report, tmp_path)
+    assert (report.sweep or [])[0].figures["kl"].mean == pytest.approx(1.0)  # of 0, 1 and 2
+    texts = _texts(tmp_path / "frontier.svg")
+    assert "made" in texts and "sft (baseline)" not in texts
+
+
 def test_the_line_goes_from_value_to_value(tmp_path: Path) -> None:
     """In the file's units x is the root of the KL and y the gold: β 0.1 comes first, at KL 8, then 0.5 at 1.5."""
     write(_report(), tmp_path)

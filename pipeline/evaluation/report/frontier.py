@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline.evaluation.drawing import BASELINE, INK, MUTED, PALETTE, RULE, WIDTH_IN, legend, new_figure, plain, save
+from pipeline.evaluation.drawing import BASELINE, INK, MUTED, RULE, WIDTH_IN, colours, legend, new_figure, plain, save
 from pipeline.evaluation.report.record import Judge, Report, SettingFigures, SettingValue
 from pipeline.evaluation.report.sweep_section import value_text
 
@@ -69,7 +69,7 @@ def draw_frontier(report: Report, path: Path) -> Path:
     """Draw the score over the KL; call it within `style`."""
     judge = scored_by(report)
     stages = list(dict.fromkeys(row.stage for row in report.sweep or []))
-    colour = {stage: PALETTE[index % len(PALETTE)] for index, stage in enumerate(stages)}
+    colour = colours(stages)
     others = _others(report)
     best = _best_of_n(report, judge)
     span = _root(max(0.0, *(kl for _, kl, _ in best), *_divergences(report, judge)))
