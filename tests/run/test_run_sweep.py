@@ -62,5 +62,7 @@ def test_a_sweep_is_run_and_reported_and_one_more_value_runs_alone(tmp_path: Pat
     more = [arg for text in ("[0.05, 0.2, 0.5]",) for arg in ("--set", f"sweep.0.stages.dpo.train.beta={text}")]
     planned = call("plan", recipe, "--store", "store", "--json", *more, cwd=tmp_path)
     assert planned.returncode == 0, planned.stdout + planned.stderr
-    pending = {one["name"] for one in json.loads(planned.stdout)["stages"] if one["status"] == "pending"}
-    assert pending == {"dpo-beta-0.2-seed-7", "dpo-beta-0.2-seed-8", "report"}
+    pending = {one["name"]: one["why"] for one in json.loads(planned.stdout)["stages"] if one["status"] == "pending"}
+    new = ["dpo-beta-0.2-seed-7", "dpo-beta-0.2-seed-8"]
+    assert list(pending) == [*new, "report"]
+    assert pending["report"] == [f"input models: {name} added" for name in new]
