@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import Interrupted, PipelineError, Problem, listed, nearest
 from pipeline.kind.compute import ComputeSettings
-from pipeline.kind.markers import Added, Among, Code, Data, Input, PerRound, Runtime, Shape, Shapes
+from pipeline.kind.markers import Added, Among, Code, Data, Input, PerRound, Runtime, Shape, Shapes, VariantsOf
 from pipeline.kind.results import Event, Rejected, StageResult
 from pipeline.kind.traits import MODEL_PARALLEL, PLAIN, PLAIN_TRAIN, RowCounts, Traits, Workload
 from pipeline.parallel.dims import ParallelDims
@@ -351,6 +351,7 @@ __all__ = [
     "StageConfig",
     "StageContext",
     "StageResult",
+    "VariantsOf",
     "kind_of",
     "markers_in",
     "register_kind",

@@ -81,7 +81,7 @@ SLOW = {
     "recipes": "real_recipes",
     "rl": "ppo_resume processes sampling_law sharded_steps trainer",
     "recipe": "trainer_fields",
-    "run": "check_tokens full_disk implicit_chain merge_chain merge_sources preflight run run_rounds signals",
+    "run": "check_tokens full_disk implicit_chain merge_chain merge_sources preflight run run_rounds run_sweep signals",
     "stages": "endpoint_transformers every_field judge_transformers new_kind sample_endpoints "
     "stage_dpo stage_implicit_reward stage_judge stage_kto stage_merge stage_on_policy stage_ppo stage_reward "
     "stage_sft stages_templates written_models",

@@ -24,6 +24,7 @@ from pipeline.evaluation.stats.divergence import Divergence, SequenceKL, summari
 from pipeline.evaluation.stats.estimate import Delta, Estimate
 from pipeline.evaluation.stats.intervals import RESAMPLES, Bootstrap, mean_interval, wilson
 from pipeline.evaluation.stats.winrate import win_rate
+from pipeline.evaluation.sweep import summarized_anew
 
 _SHARE = (0.0, 1.0)
 
@@ -96,8 +97,9 @@ def recomputed(report: Report, samples: Sequence[Sample]) -> Report:
         name: metrics.model_copy(update={"ref": report.models[name].ref, "variant": report.models[name].variant})
         for name, metrics in remade.models.items()
     }
-    known = {key: getattr(report, key) for key in ("available", "sampled_by", "warnings")}
-    return remade.model_copy(update={"models": models, **known})
+    known = {key: getattr(report, key) for key in ("available", "sampled_by", "warnings", "best_of_n")}
+    remade = remade.model_copy(update={"models": models, **known})
+    return summarized_anew(remade, report.sweep or [])
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,19 @@ class Among:
 
     Attributes:
         field: the other field.
+        is_sequence: whether the order of its names has a meaning, so that a name stands for one model.
+    """
+
+    field: str
+    is_sequence: bool = False
+
+
+@dataclass(frozen=True)
+class VariantsOf:
+    """Marks a field that says of which stage and settings the models of another field are; a sweep fills it in.
+
+    Attributes:
+        field: the other field, marked `Input`.
     """
 
     field: str

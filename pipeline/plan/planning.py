@@ -16,7 +16,7 @@ from pipeline.plan.fingerprint import digest_of, payload
 from pipeline.plan.folders import folder_digest
 from pipeline.plan.graph import Graph, Reference, build_graph
 from pipeline.plan.model import FORCED, Payload, Plan, PlannedData, PlannedInput, PlannedStage
-from pipeline.plan.requests import not_run, notes, unknown_stages
+from pipeline.plan.requests import not_run, notes, unknown_stages, with_variants
 from pipeline.plan.staleness import reasons
 from pipeline.recipe import Recipe, once_per_group
 from pipeline.records import digest
@@ -46,7 +46,7 @@ def make_plan(
     """
     plan, plan_problems = survey(recipe, store, only=only, until=until, force=force)
     if problems or plan_problems:
-        raise PipelineError(*once_per_group([*problems, *plan_problems], recipe.rounds))
+        raise PipelineError(*once_per_group([*problems, *plan_problems], recipe.copies))
     return plan
 
 
@@ -66,11 +66,11 @@ def survey(
         A plan without the stages that cannot be planned (listed in `unplanned`), and all problems.
     """
     graph = build_graph(recipe, store)
-    problems = [*graph.problems, *unknown_stages(recipe, [*only, *([until] if until else []), *force])]
-    named = [name for name in only if name in recipe.stages]
-    wanted = set(named) if only else set(recipe.stages)
-    if until and until in recipe.stages:
-        wanted &= graph.with_ancestors([until])
+    only, ends, force = (with_variants(recipe, names) for names in (only, [until] if until else [], force))
+    problems = [*graph.problems, *unknown_stages(recipe, [*only, *ends, *force])]
+    wanted = {name for name in only if name in recipe.stages} if only else set(recipe.stages)
+    if any(name in recipe.stages for name in ends):
+        wanted &= graph.with_ancestors([name for name in ends if name in recipe.stages])
     planner = _Planner(recipe, store, graph, frozenset(force))
     needed = graph.with_ancestors(list(wanted))
     planned = {name: planner.plan(name) for name in graph.order if name in needed}

@@ -6,14 +6,20 @@ Knows nothing of fingerprints and of why a stage runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from pipeline.errors import Problem, listed, nearest
+from pipeline.errors import Problem, counted, listed, nearest
 from pipeline.plan.graph import Graph
 from pipeline.plan.model import PlannedStage
 from pipeline.recipe import Recipe
+from pipeline.stage import kind_of
 
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
+
+
+def with_variants(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Return stages asked for, a stage of a sweep as all of its variants."""
+    return [each for name in names for each in recipe.variants.get(name, (name,))]
 
 
 def unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
@@ -22,8 +28,8 @@ def unknown_stages(recipe: Recipe, names: Sequence[str]) -> list[Problem]:
     return [
         Problem(
             f"no stage `{name}`",
-            f"one of {listed(recipe.rounds.get(name, known))}",
-            f"`{name}` is made anew in each round" if name in recipe.rounds else nearest(name, known),
+            f"one of {listed(recipe.copies.get(name, known))}",
+            f"`{name}` is made anew in each round" if name in recipe.copies else nearest(name, known),
             recipe.where("stages"),
         )
         for name in dict.fromkeys(names)
@@ -46,8 +52,8 @@ def not_run(graph: Graph, planned: dict[str, PlannedStage | None], wanted: set[s
 
 
 def notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
-    """Return notes on remote code and unpinned hub revisions, for the user before running a plan."""
-    lines = []
+    """Return notes on a sweep, remote code and unpinned hub revisions, for the user before running a plan."""
+    lines = list(_sweep_notes(recipe, graph))
     if recipe.trust_remote_code:
         lines.append("trust_remote_code is on: Python code that comes with models of the hub or a folder will run")
     for name in (name for name in graph.order if name in wanted):
@@ -61,6 +67,17 @@ def notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
             if source is not None and source.hub and not _COMMIT.fullmatch(source.revision or "main"):
                 lines.append(_unpinned("data set", source.hub, source.revision or "main", "revision: COMMIT"))
     return tuple(dict.fromkeys(lines))
+
+
+def _sweep_notes(recipe: Recipe, graph: Graph) -> Iterator[str]:
+    """Yield what a sweep makes of each stage that it changes, and which of them no report compares."""
+    reports = [name for name, spec in recipe.stages.items() if kind_of(spec.kind).makes == "report"]
+    compared = graph.with_ancestors(reports) - set(reports)
+    for stage, settings in recipe.swept.items():
+        variants = recipe.variants.get(stage, ())
+        yield f"sweep: {stage} is {counted(len(variants), 'stage')} ({settings})"
+        if not compared & set(variants) and not set(variants) & set(recipe.broken):
+            yield f"nothing compares the variants of {stage}: name `{stage}` in the `models` of an `evaluate` stage"
 
 
 def _unpinned(what: str, hub_id: str, revision: str, remedy: str) -> str:

@@ -12,6 +12,7 @@ from itertools import takewhile
 from pipeline.artifacts import Manifest
 from pipeline.errors import counted
 from pipeline.plan.model import Payload, PlannedData, PlannedInput
+from pipeline.stage import VariantsOf, kind_of
 
 _ABSENT = object()
 _SHOWN, _BEFORE_CHANGE = 60, 20
@@ -37,8 +38,14 @@ def reasons(
     old = before.config
     if payload["kind"] != old.get("kind"):
         return (f"kind {old.get('kind', before.kind)} → {payload['kind']}",)
-    changes = [*_inputs(payload, inputs, before), *_data(payload, data, before)]
-    changes += _values(old.get("config", {}), payload["config"], "")
+    changes = list(_inputs(payload, inputs, before))
+    told = kind_of(payload["kind"]).config.markers(VariantsOf) if changes else {}  # they follow the inputs
+    changes += _data(payload, data, before)
+    old_config, config = (
+        {key: value for key, value in one.items() if key not in told}
+        for one in (old.get("config", {}), payload["config"])
+    )
+    changes += _values(old_config, config, "")
     changes += _code(old.get("code", {}), payload["code"])
     if payload["kind_version"] != old.get("kind_version"):
         changes.append(

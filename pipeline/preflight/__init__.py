@@ -115,7 +115,7 @@ def check_plan(
     all_problems += [one.problem for one in requests if one.problem is not None]
     all_problems = [*problems, *(problem for problem in all_problems if not _rests_on_wrong(plan, problem))]
     if all_problems:
-        raise PipelineError(*by_line(once_per_group(all_problems, plan.recipe.rounds)))
+        raise PipelineError(*by_line(once_per_group(all_problems, plan.recipe.copies)))
     unused = [
         f"data {source}: nothing reads {listed([f'`{name}`' for name in names])}"
         for source, names in sources.unused(plan).items()

@@ -27,12 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import Problem, listed, nearest
 from pipeline.recipe.checking import validate
 from pipeline.recipe.document import Node
-from pipeline.stage import KINDS, Among, Data, Input, PerRound
+from pipeline.recipe.references import ALL, marked_fields, replaced
+from pipeline.stage import Among, Data, Input, PerRound
 
 MOST_ROUNDS = 100
 SEEDS = 2**32
-_ALL = "-*"
-"""Ending that stands for all rounds of a stage."""
 
 
 class Carry(BaseModel):
@@ -61,12 +60,14 @@ class Expansion:
     Attributes:
         root: the tree, with a stage for each round and without `groups`.
         rounds: stage of a group to the names of its rounds.
+        source_rounds: data source that reads an artifact of a group to the names of its rounds.
         broken: stages of groups that have problems; they stay as they are.
         problems: the problems of the groups.
     """
 
     root: Node
     rounds: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    source_rounds: dict[str, tuple[str, ...]] = field(default_factory=dict)
     broken: frozenset[str] = frozenset()
     problems: list[Problem] = field(default_factory=list)
 
@@ -99,8 +100,10 @@ def expand_groups(root: Node, groups: Mapping[str, Node]) -> Expansion:
         for group in valid.values()
         for stage in group.model.stages
     }
-    expanded, more = _Expanding(tree, stages, data, rounds, broken).expand(list(valid.values()))
-    return Expansion(expanded, rounds, frozenset(broken), problems + more)
+    expanding = _Expanding(tree, stages, data, rounds, broken)
+    expanded, more = expanding.expand(list(valid.values()))
+    source_rounds = {name: tuple(names) for name, names in expanding.source_rounds.items()}
+    return Expansion(expanded, rounds, source_rounds, frozenset(broken), problems + more)
 
 
 def once_per_group(problems: list[Problem], rounds: Mapping[str, tuple[str, ...]]) -> list[Problem]:
@@ -140,13 +143,13 @@ class _Names(NamedTuple):
     def inputs(self, stage: str) -> set[str]:
         """Return the texts of the fields that take artifacts."""
         node = self.stages[stage]
-        texts = (one.value for key in _fields(node, Input) for one in node.mapping[key].walk())
+        texts = (one.value for key in marked_fields(node, Input) for one in node.mapping[key].walk())
         return {text for text in texts if isinstance(text, str)}
 
     def needs(self, stage: str) -> set[str]:
         """Return the names of all that a stage reads, artifacts of its data sources included."""
         node = self.stages[stage]
-        sources = (self.data.get(str(node.mapping[key].value)) for key in _fields(node, Data))
+        sources = (self.data.get(str(node.mapping[key].value)) for key in marked_fields(node, Data))
         artifacts = (source.mapping["artifact"].value for source in sources if source and "artifact" in source.mapping)
         return self.inputs(stage) | {text for text in artifacts if isinstance(text, str)}
 
@@ -159,14 +162,6 @@ class _Names(NamedTuple):
             seen |= new
             waiting += new
         return seen
-
-
-def _fields(stage: Node, *markers: type) -> Iterator[str]:
-    """Yield the keys of a stage whose fields have one of the markers."""
-    kind = stage.mapping["kind"].value if "kind" in stage.mapping else None
-    if isinstance(kind, str) and kind in KINDS:
-        for marker in markers:
-            yield from (key for key in KINDS[kind].config.markers(marker) if key in stage.mapping)
 
 
 def _problems(group: _Group, names: _Names, others: list[Group]) -> Iterator[Problem]:
@@ -221,8 +216,10 @@ class _Expanding:
         stages: its stages.
         data: its data sources.
         rounds: stage of a group to the names of its rounds.
+        source_rounds: data source that reads an artifact of a group to the names of its rounds.
         broken: stages of groups that have problems; their names mean themselves.
         sources: data sources of the rounds.
+        source_rounds: data source to the names of its rounds.
         problems: the problems.
     """
 
@@ -232,6 +229,7 @@ class _Expanding:
     rounds: Mapping[str, tuple[str, ...]]
     broken: set[str]
     sources: dict[str, Node] = field(default_factory=dict)
+    source_rounds: dict[str, dict[str, None]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def expand(self, groups: list[_Group]) -> tuple[Node, list[Problem]]:
@@ -256,10 +254,10 @@ class _Expanding:
 
     def outside(self) -> dict[str, list[Node]]:
         """Return what names mean outside of their group: the last round's stage, and with `-*` those of all."""
-        meaning = {f"{stage}{_ALL}": [Node(stage, "")] for stage in self.broken}
+        meaning = {f"{stage}{ALL}": [Node(stage, "")] for stage in self.broken}
         for stage, names in self.rounds.items():
             meaning[stage] = [Node(names[-1], "")]
-            meaning[f"{stage}{_ALL}"] = [Node(name, "") for name in names]
+            meaning[f"{stage}{ALL}"] = [Node(name, "") for name in names]
         return meaning
 
     def in_round(self, group: _Group, stage: str, number: int) -> Node:
@@ -267,7 +265,7 @@ class _Expanding:
         meaning = self.outside()
         for other in group.model.stages:
             meaning[other] = [Node(f"{other}-{number}", "")]
-            meaning.pop(f"{other}{_ALL}")
+            meaning.pop(f"{other}{ALL}")
         for name, carry in group.model.carry.items():
             if number > 1:
                 meaning[name] = [Node(f"{carry.then}-{number - 1}", group.where("carry", name, "then"))]
@@ -280,9 +278,9 @@ class _Expanding:
         if not isinstance(node.value, dict):
             return node
         body = dict(node.value)
-        for key in _fields(node, Data):
+        for key in marked_fields(node, Data):
             body[key] = self.source_of_round(body[key], group, number)
-        for key in _fields(node, PerRound):
+        for key in marked_fields(node, PerRound):
             if isinstance(body[key].value, str) and body[key].value:
                 body[key] = Node(f"{body[key].value}-{number}", body[key].place)
         seed = body.get("seed") or self.tree.mapping.get("seed") or Node(0, node.place)
@@ -293,14 +291,14 @@ class _Expanding:
     def renamed(self, stage: str, node: Node, meaning: Mapping[str, list[Node]]) -> Node:
         """Return a stage with the names in it replaced by what they mean."""
         body = dict(node.mapping)
-        for key in _fields(node, Input, Among):
+        for key in marked_fields(node, Input, Among):
             given = node.mapping[key]
             meant = meaning.get(given.value, []) if isinstance(given.value, str) else []
-            if len(meant) > 1 or (isinstance(given.value, str) and given.value.endswith(_ALL) and meant):
+            if len(meant) > 1 or (isinstance(given.value, str) and given.value.endswith(ALL) and meant):
                 text, last = f"{key}: `{given.value}` names every round", meant[-1].value
                 self.problems.append(Problem(text, "one of them", f"write `{last}`", given.place, stage))
                 meant = meant[-1:]
-            body[key] = Node(meant[0].value, meant[0].place or given.place) if meant else _replaced(given, meaning)
+            body[key] = Node(meant[0].value, meant[0].place or given.place) if meant else replaced(given, meaning)
         return Node(body, node.place) if node.mapping else node
 
     def source(self, node: Node, to: int = -1) -> Node:
@@ -322,20 +320,5 @@ class _Expanding:
             text = f"data source `{name}` has the name of `{given.value}` in round {number} of groups.{group.name}"
             self.problems.append(Problem(text, "", "give it another name", self.data[name].place))
         self.sources[name] = self.source(source, number - 1)
+        self.source_rounds.setdefault(given.value, {})[name] = None
         return Node(name, given.place)
-
-
-def _replaced(node: Node, meaning: Mapping[str, list[Node]]) -> Node:
-    """Return a list, or a mapping of parts, with the names in it replaced; a name of several stands for all of them."""
-    if isinstance(node.value, list):
-        items: list[Node] = []
-        for item in node.value:
-            meant = meaning.get(item.value) if isinstance(item.value, str) else None
-            items += (
-                [Node(one.value, one.place or item.place) for one in meant] if meant else [_replaced(item, meaning)]
-            )
-        return Node(items, node.place)
-    if isinstance(node.value, dict):
-        return Node({key: _replaced(child, meaning) for key, child in node.value.items()}, node.place)
-    meant = meaning.get(node.value, []) if isinstance(node.value, str) else []
-    return Node(meant[0].value, meant[0].place or node.place) if len(meant) == 1 else node

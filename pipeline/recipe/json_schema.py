@@ -39,7 +39,11 @@ def json_schema() -> Schema:
     head_properties: Schema = definitions.pop("head.Head", head)["properties"]
     common = {**head_properties, "compute": compute}
     parts = {"data": _many("source_part"), "stages": _many("stage_part"), "groups": _many("group_part")}
-    profile = _named({**common, **parts}, drop="name")
+    definitions |= {"grid": _grid(), "grid_values": _grid_values()}
+    grid: Schema = {"$ref": "#/$defs/grid"}
+    several = {"type": "array", "items": grid, "minItems": 1}
+    sweep = {"anyOf": [grid, several, {"type": "null"}], "description": "Settings, each with the values to run."}
+    profile = _named({**common, **parts, "sweep": sweep}, drop="name")
     text = {"type": "string"}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -54,6 +58,7 @@ def json_schema() -> Schema:
             "data": {"type": "object", "description": "Named sources of rows."},
             "stages": {"type": "object", "description": "Named steps; the order is free."},
             "groups": {"type": "object", "description": "Stages that are repeated in rounds."},
+            "sweep": sweep,
             "profiles": {
                 "type": "object",
                 "description": "Changes that `--profile NAME` lays on top.",
@@ -69,6 +74,20 @@ def json_schema() -> Schema:
         },
         "$defs": definitions,
     }
+
+
+def _grid() -> Schema:
+    """Return the schema of settings with their values."""
+    below = {"$ref": "#/$defs/grid_values"}
+    names = {"pattern": r"^(seed$|(stages|data)($|\.))"}
+    return {"type": "object", "minProperties": 1, "propertyNames": names, "additionalProperties": below}
+
+
+def _grid_values() -> Schema:
+    """Return the schema of a setting's values, or of a mapping, which is the longer way to write dots."""
+    values = {"type": "array", "minItems": 1, "uniqueItems": True}
+    nested = {"type": "object", "additionalProperties": {"$ref": "#/$defs/grid_values"}}
+    return {"anyOf": [values, nested, {"type": "null"}]}
 
 
 def _named(properties: Schema, *, drop: str) -> Schema:

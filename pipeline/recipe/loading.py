@@ -26,6 +26,7 @@ from pipeline.recipe.paths import expand, lookup_folders
 from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
 from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, Recipe, StageSpec
+from pipeline.recipe.variants import copies_of, expand_sweep
 from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")
@@ -108,18 +109,24 @@ class _Building:
         head = self.head()
         compute = self.compute()
         expansion = expand_groups(self.root, self.section("groups"))
-        self.root = expansion.root
-        self.problems += expansion.problems
+        variants = expand_sweep(self.root, expansion)
+        self.root = variants.root
+        self.problems += [*expansion.problems, *variants.problems]
         data = self.data()
         specs = {name: self.stage(name, node, head) for name, node in self.section("stages").items()}
-        for name in expansion.broken:  # what their names mean is not known
-            specs[name] = None
-            self.broken.pop(name, None)
+        for stage in expansion.broken:  # what their names mean is not known
+            for name in variants.names.get(stage, (stage,)):
+                specs[name] = None
+                self.broken.pop(name, None)
         if not specs and not self.problems:
             self.add("the recipe has no stages", "at least one under `stages:`", where=self.root.place)
-        stage_of = {name: stage for stage, names in expansion.rounds.items() for name in names}
+        copies = copies_of(expansion.rounds, variants.names)
+        stage_of = {name: stage for stage, names in copies.items() for name in names}
+        swept = {name for names in variants.names.values() for name in names}
         stages = {
-            name: replace(spec, group_stage=stage_of.get(name, "")) for name, spec in specs.items() if spec is not None
+            name: replace(spec, written_as=stage_of.get(name, ""), is_variant=name in swept)
+            for name, spec in specs.items()
+            if spec is not None
         }
         profiles = self.root.mapping.get("profiles")
         recipe = Recipe(
@@ -140,9 +147,11 @@ class _Building:
                 for name, spec in specs.items()
                 if spec is None
             },
-            rounds=expansion.rounds,
+            copies=copies,
+            variants=variants.names,
+            swept=variants.swept,
         )
-        return recipe, by_line(once_per_group(self.problems, expansion.rounds))
+        return recipe, by_line(once_per_group(self.problems, copies))
 
     def add(self, statement: str, expected: str = "", remedy: str = "", *, where: str, stage: str = "") -> None:
         """Record a problem."""

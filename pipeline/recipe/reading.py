@@ -22,6 +22,7 @@ RECIPE_KEYS = (
     "data",
     "stages",
     "groups",
+    "sweep",
     "compute",
     "profiles",
 )

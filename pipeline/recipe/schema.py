@@ -307,7 +307,8 @@ class StageSpec:
         seed: the stage's seed, or the recipe's.
         compute: the recipe's settings, overridden by the stage's.
         where: ``file:line`` of the stage.
-        group_stage: name under `stages:` if a group has the stage, and this is one round of it; else empty.
+        written_as: name under `stages:` if this is one round of it, or one variant of a sweep; else empty.
+        is_variant: whether it is a variant of a sweep.
     """
 
     name: str
@@ -316,7 +317,8 @@ class StageSpec:
     seed: int
     compute: Compute
     where: str
-    group_stage: str = ""
+    written_as: str = ""
+    is_variant: bool = False
 
     @property
     def effective_compute(self) -> Compute:
@@ -361,7 +363,9 @@ class Recipe:
         search_dirs: folders in which relative paths and user functions are looked up, in order.
         root: the resolved document.
         broken: stages left out because they have problems, by name (empty after `load`).
-        rounds: stage of a group to the names of its rounds, which are ordinary stages.
+        copies: stage of a group or a sweep to the names of its rounds or variants, which are ordinary stages.
+        variants: stage of a sweep, by the name it has without it, to the names of its variants.
+        swept: stages that a sweep changes, each with its settings and values in words.
     """
 
     name: str
@@ -377,7 +381,9 @@ class Recipe:
     search_dirs: tuple[Path, ...]
     root: Node = field(repr=False)
     broken: Mapping[str, BrokenStage] = field(default_factory=dict)
-    rounds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    swept: Mapping[str, str] = field(default_factory=dict)
 
     def where(self, *keys: str | int) -> str:
         """Return ``file:line`` of a key, or of its nearest existing parent."""

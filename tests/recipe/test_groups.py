@@ -67,7 +67,7 @@ def test_every_stage_of_a_group_is_one_for_each_round(write: Callable[..., Path]
     recipe = load(write())
     rounds = [f"{name}-{number}" for number in (1, 2, 3) for name in ("candidates", "labels", "dpo")]
     assert list(recipe.stages) == ["sft", *rounds, "report", "after"]
-    assert recipe.rounds["dpo"] == ("dpo-1", "dpo-2", "dpo-3")
+    assert recipe.copies["dpo"] == ("dpo-1", "dpo-2", "dpo-3")
     assert [_models(recipe, f"candidates-{number}") for number in (1, 2, 3)] == [["sft"], ["dpo-1"], ["dpo-2"]]
     assert [_models(recipe, f"dpo-{number}") for number in (1, 2, 3)] == ["sft", "dpo-1", "dpo-2"]
     for number in (1, 2, 3):
@@ -78,7 +78,7 @@ def test_every_stage_of_a_group_is_one_for_each_round(write: Callable[..., Path]
         assert getattr(recipe.stages[f"candidates-{number}"].config, "data", "") == "asks"
     assert [recipe.stages[f"candidates-{number}"].seed for number in (1, 2, 3)] == [7, 8, 9]
     assert recipe.where("stages", "dpo-2", "train", "beta") == "r.yaml:15"
-    assert recipe.stages["dpo-2"].group_stage == "dpo" and recipe.stages["sft"].group_stage == ""
+    assert recipe.stages["dpo-2"].written_as == "dpo" and recipe.stages["sft"].written_as == ""
     assert "groups" not in recipe.resolved
 
 
@@ -252,7 +252,7 @@ def test_a_bad_group_is_told_once_at_its_line(case: str, write: Callable[..., Pa
     change, wanted = BAD[case]
     recipe, problems = inspect(write(change))
     _, more = survey(recipe, Store(recipe.file.parent / "store"))
-    told = [str(problem) for problem in once_per_group([*problems, *more], recipe.rounds)]
+    told = [str(problem) for problem in once_per_group([*problems, *more], recipe.copies)]
     if case == "groups that are a list":  # its other lines are nonsense then
         told = told[:1]
     assert len(told) == len(wanted) and all(map(str.startswith, told, wanted)), told

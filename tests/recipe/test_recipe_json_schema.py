@@ -28,6 +28,7 @@ stages:
   j: {kind: judge, models: [b, t]}
   g: {kind: tune, data: pairs, model: policy}
 groups: {online: {rounds: 3, stages: [g], carry: {policy: {first: b, then: g}}}}
+sweep: [{stages.t.train.beta: [0.1, 0.2], stages.t.seed: [1, 2]}, {data: {pairs: {limit: [1, 2]}}}]
 profiles: {gpu: {compute: {precision: bf16}, stages: {t: {train: {beta: 0.3}}, j: null}, groups: {online: {rounds: 1}}}}
 """
 
@@ -59,6 +60,10 @@ BAD = [
     ("micro_batch: 4", "micro_batch: big"),
     ("{compute: {precision: bf16}", "{compte: {precision: bf16}"),
     ("rounds: 3", "rounds: 0"),
+    ("[0.1, 0.2]", "[]"),
+    ("[0.1, 0.2]", "0.1"),
+    ("[1, 2]}}}", "[1, 1]}}}"),
+    ("stages.t.seed", "stage.t.seed"),
     ("rounds: 3, ", ""),
     ("rounds: 3", "runds: 3"),
     ("{first: b, then: g}", "{first: b}"),

@@ -25,7 +25,7 @@ BAD: dict[str, tuple[str, str]] = {
         "zzz: 3\n" + GOOD_BASE,
         "r.yaml:1: unknown key `zzz`; "
         "expected one of extends, name, seed, trust_remote_code, store, data, stages, groups, "
-        "compute, profiles",
+        "sweep, compute, profiles",
     ),
     "type of a top-level key": ("seed: many\n" + GOOD_BASE, "r.yaml:1: seed is 'many'; it must be a whole number"),
     "negative seed": ("seed: -1\n" + GOOD_BASE, "r.yaml:1: seed is -1; it must be >= 0"),

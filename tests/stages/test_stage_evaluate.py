@@ -304,6 +304,33 @@ def test_without_gold_the_reward_model_judges(chain: Any, as_input: Any, run_sta
     assert made["models"]["base"]["win_rate"]["value"] == pytest.approx(_mean(won), abs=1e-6)
 
 
+def test_the_best_of_n_of_the_baseline_is_chosen_by_the_reward_model(
+    chain: Any, as_input: Any, run_stage: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The report is that without further answers, and has the curve; a smaller n is answered from those kept."""
+    (tmp_path / "gold.py").write_text((chain.recipe.parent / "gold.py").read_text())
+
+    def ran(n: int | None) -> Any:
+        fields = {"models": ["sft", "dpo"], "baseline": "sft", "gold": "gold.py:gold", "max_new_tokens": 12}
+        return run_stage(
+            "evaluate",
+            {**fields, "greedy": [], "limit": 10, **({"best_of_n": n} if n else {})},
+            data={"data": chain.recipe.parent / "asks.jsonl"},
+            inputs={"models": [as_input(chain[name]) for name in ("sft", "dpo")], "reward": as_input(chain["rm"])},
+            responses=tmp_path / "kept",
+        )
+
+    plain, three = (read(ran(n).out / "report.json") for n in (None, 3))
+    best = three.best_of_n
+    assert best is not None and plain.best_of_n is None
+    assert to_json(three.model_copy(update={"best_of_n": None})) == to_json(plain)
+    assert best.chosen_by == "reward" and [point.n for point in best.points] == [1, 2, 3]
+    rewards = [point.reward.value for point in best.points if point.reward]
+    assert rewards[0] < rewards[1] < rewards[2] and all(point.gold for point in best.points)
+    again = ran(2)
+    assert again.outcome.result.tokens > 0 and again.outcome.result.trainer_seconds == 0.0  # nothing was sampled
+
+
 def test_a_prompt_that_a_template_refuses_is_named_by_its_place_or_skipped(
     chain: Any, as_input: Any, run_stage: Callable[..., Any], write_jsonl: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -365,6 +392,19 @@ def test_stops_between_batches_of_answers_when_asked(chain: Any, as_input: Any, 
         (
             {"baseline": "sft", "gold": "g.py:g", "judge": "reward"},
             "judge is reward; expected a `reward` to judge with. Add `reward:`",
+        ),
+        (
+            {"baseline": "sft", "gold": "g.py:g", "variants": {"x": {"stage": "a", "settings": {"b": 1}}}},
+            "variants `x`; expected one of models: sft, dpo",
+        ),
+        (
+            {
+                "baseline": "big",
+                "gold": "g.py:g",
+                "endpoints": {"big": {"url": "http://h/v1", "model": "m"}},
+                "best_of_n": 4,
+            },
+            "best_of_n is 4, and the baseline big is no checkpoint; expected a baseline among `models`. Leave it out",
         ),
         ({"baseline": "sft", "gold": "g.py:g", "greedy": ["x"]}, "greedy `x`; expected one of models: sft, dpo"),
     ],

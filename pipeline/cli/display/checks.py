@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.cli.display.variants import merged, under_plain_names
 from pipeline.cli.terminal import Column, console, print_line, print_table
 from pipeline.errors import counted
 from pipeline.plain_data import JsonObject
@@ -49,15 +50,23 @@ def check_progress() -> Iterator[Progress]:
 def print_check(recipe: Path, plan: Plan, report: CheckReport) -> None:
     """Print the counts of rows and tokens of each data source, the notes, and a summary line."""
     by_source = _by_source(report)
+    variants = {name: stage for stage, names in plan.recipe.variants.items() for name in names}
     rows = [
-        [count.source, ", ".join(stages), count.shape, f"{count.train:,}", f"{count.held_out:,}", f"{count.rejected:,}"]
+        [
+            count.source,
+            ", ".join(under_plain_names(stages, variants)),
+            count.shape,
+            f"{count.train:,}",
+            f"{count.held_out:,}",
+            f"{count.rejected:,}",
+        ]
         for count, stages in by_source
     ]
     if rows:
         print_table(COLUMNS, rows)
         print()
     if report.tokens:
-        print_table(TOKEN_COLUMNS, [_token_row(tokens) for tokens in report.tokens])
+        print_table(TOKEN_COLUMNS, merged([_token_row(tokens) for tokens in report.tokens], variants, names=2))
         print()
     for line in _detections(report):
         print_line(line)

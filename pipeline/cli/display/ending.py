@@ -120,10 +120,15 @@ def _row(done: StageDone) -> list[str]:
 
 
 def _a_change(done: StageDone) -> str:
-    """Return a `--set` value that halves a training stage's `beta` or `learning_rate`; empty without either."""
+    """Return a `--set` value that halves a training stage's `beta` or `learning_rate`; empty without either.
+
+    It is empty for a variant of a sweep, too, which sets values of its own.
+    """
+    if done.stage.spec.is_variant:
+        return ""
     train = getattr(done.stage.spec.config, "train", None)
     for key in ("beta", "learning_rate"):
         value = getattr(train, key, None)
         if isinstance(value, float) and value > 0:
-            return f"stages.{done.stage.spec.group_stage or done.stage.spec.name}.train.{key}={value / 2:g}"
+            return f"stages.{done.stage.spec.written_as or done.stage.spec.name}.train.{key}={value / 2:g}"
     return ""

@@ -8,6 +8,7 @@ from pipeline.evaluation.report.conclusion import of_model
 from pipeline.evaluation.report.gaming_section import gaming_sentences
 from pipeline.evaluation.report.record import read
 from pipeline.evaluation.report.rounds_section import rounds_sentence, rounds_table
+from pipeline.evaluation.report.sweep_section import best_of_n_sentence, best_of_n_table, sweep_sentence, sweep_table
 from pipeline.evaluation.report.tables import headline, task_table
 
 
@@ -31,6 +32,12 @@ def print_evaluation(artifact: Artifact) -> None:
     if report.rounds:
         print_line(f"\n{rounds_sentence(report)}")
         _print_cells(rounds_table(report))
+    if report.sweep:
+        print_line(f"\n{sweep_sentence(report)}")
+        _print_cells(sweep_table(report))
+    if report.best_of_n:
+        print_line(f"\n{best_of_n_sentence(report)}")
+        _print_cells(best_of_n_table(report))
     if report.task_names:
         print("\ncorrect answers by task")
         _print_cells(task_table(report))

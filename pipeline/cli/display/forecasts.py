@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TextIO
 
+from pipeline.cli.display.variants import merged
 from pipeline.cli.terminal import Column, duration, print_line, print_table
 from pipeline.plain_data import JsonObject
 from pipeline.preflight.forecast.remedies import advice, gib, remedy
@@ -21,13 +22,16 @@ MEMORY = ("weights", "grads", "optim.", "activ.", "logits", "heap", "buff.", "ot
 def print_forecasts(needs: Sequence[Forecast], unknown: Sequence[str], stream: TextIO | None = None) -> None:
     """Print the work and memory of pending stages, the assumed device and layout, and the stages that do not fit."""
     out = stream or sys.stdout
+    specs = [need.stage.spec for need in needs]
+    variants = {spec.name: spec.written_as for spec in specs if spec.is_variant}
     if needs:
         print(file=out)
         stage = Column("stage")
-        print_table([stage, *(Column(t, right=True) for t in WORK)], [_work(need) for need in needs], stream=out)
+        work = merged([_work(need) for need in needs], variants, count=True)
+        print_table([stage, *(Column(t, right=True) for t in WORK)], work, stream=out)
         print(file=out)
         columns = [Column("MiB/process"), *(Column(t, right=True) for t in MEMORY)]
-        print_table(columns, [_memory(need) for need in needs], stream=out)
+        print_table(columns, merged([_memory(need) for need in needs], variants, count=True), stream=out)
         for need in needs:
             if need.host:
                 room = f" of {gib(need.host_room)}" if need.host_room else ", of a size that is not known"

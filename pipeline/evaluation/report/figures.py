@@ -1,4 +1,4 @@
-"""The figures of a report: win rates, rounds, correctness by task, and reward against gold over KL.
+"""The figures of a report: win rates, rounds, correctness by task, a sweep, and reward against gold over KL.
 
 Owns the content of each figure. Knows nothing of statistics: it draws a `Report`.
 """
@@ -23,6 +23,7 @@ from pipeline.evaluation.drawing import (
     save,
     style,
 )
+from pipeline.evaluation.report.frontier import draw_frontier, has_frontier
 from pipeline.evaluation.report.record import Gaming, Report
 from pipeline.evaluation.report.tables import gamed_text
 from pipeline.evaluation.stats.estimate import Estimate, number, percent_interval, signed_interval
@@ -49,7 +50,9 @@ def draw(report: Report, folder: Path) -> list[Path]:
             written.append(_rounds(report, folder / "rounds.svg"))
         if report.task_names:
             written.append(_tasks(report, folder / "tasks.svg"))
-        if _frontier(report):
+        if has_frontier(report):
+            written.append(draw_frontier(report, folder / "frontier.svg"))
+        if _kl_and_gains(report):
             written.append(_reward_gold(report, folder / "reward_gold.svg"))
     return written
 
@@ -162,7 +165,7 @@ def _tasks(report: Report, path: Path) -> Path:
     return save(figure, path, title="Correct answers by task")
 
 
-def _frontier(report: Report) -> dict[str, tuple[Estimate, Gaming]]:
+def _kl_and_gains(report: Report) -> dict[str, tuple[Estimate, Gaming]]:
     """Return KL and gains, for the models that have both."""
     return {name: (m.kl, m.gaming) for name, m in report.models.items() if m.kl and m.gaming}
 
@@ -172,7 +175,7 @@ def _reward_gold(report: Report, path: Path) -> Path:
 
     Names are in the legend: models of one run often have nearly the same KL, where labels would overlap.
     """
-    points = _frontier(report)
+    points = _kl_and_gains(report)
     colour = colours(list(report.models), report.baseline)
     figure = new_figure(WIDTH_IN, 4.0 + 0.1 * len(points))
     axes: Any = figure.add_subplot()

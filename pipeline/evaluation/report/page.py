@@ -14,6 +14,7 @@ from pipeline.evaluation.report.gaming_section import gaming_section
 from pipeline.evaluation.report.record import LOWER_MARK, ModelMetrics, Report
 from pipeline.evaluation.report.rounds_section import rounds_sentence, rounds_table
 from pipeline.evaluation.report.samples import Sample
+from pipeline.evaluation.report.sweep_section import best_of_n_sentence, best_of_n_table, sweep_sentence, sweep_table
 from pipeline.evaluation.report.tables import correct_cell, gamed_text, task_table, win_cell
 from pipeline.evaluation.stats.estimate import number_interval, percent, percent_interval, points_interval
 
@@ -24,6 +25,7 @@ _CAPTIONS = {
     "rounds.svg": "Mean score of each round with its interval",
     "win_rates.svg": "Win rate of each model with its interval",
     "tasks.svg": "Correct answers by task and model",
+    "frontier.svg": "Score of each setting over its KL",
     "reward_gold.svg": "Gain by the reward model and by gold against KL",
 }
 
@@ -40,6 +42,11 @@ def render(report: Report, samples: Sequence[Sample], figures: Sequence[str], *,
     parts = [f"# {escaped(title)}\n", *_warnings(report), *_conclusions(report), _lead(report)]
     parts += ["## Models\n", table(_model_rows(report))]
     parts += _figure("win_rates.svg", figures)
+    if report.sweep:
+        parts += ["## Settings\n", f"{sweep_sentence(report)}\n", table(_escaped_names(sweep_table(report)))]
+    if report.best_of_n:
+        parts += ["## Best of n\n", f"{best_of_n_sentence(report, escaped)}\n", table(best_of_n_table(report))]
+    parts += _figure("frontier.svg", figures)
     if report.rounds:
         parts += ["## Rounds\n", f"{rounds_sentence(report, escaped)}\n", table(_rounds_rows(report))]
         parts += _figure("rounds.svg", figures)

@@ -148,6 +148,67 @@ class RoundStep(Record):
     delta: Delta
 
 
+SettingValue = str | int | float | bool | None
+
+
+class Spread(Record):
+    """A figure of several models that differ in their seed only.
+
+    Attributes:
+        mean: mean over the models.
+        sd: standard deviation over the models, with n - 1; None of a single one.
+        n: number of models that have the figure.
+    """
+
+    mean: float
+    sd: float | None = None
+    n: int
+
+
+class SettingFigures(Record):
+    """The models of one setting: variants of a stage that differ in their seed only.
+
+    Attributes:
+        stage: name of the stage.
+        settings: what sets it apart from other variants of the stage, without seeds; empty if only seeds are swept.
+        models: names of the models.
+        figures: `win_rate`, `gold`, `reward`, `correct`, `kl` (nats per response) and `length` (tokens), if measured.
+    """
+
+    stage: str
+    settings: dict[str, SettingValue] = Field(default_factory=dict)
+    models: list[str]
+    figures: dict[str, Spread] = Field(default_factory=dict)
+
+
+class BestPoint(Record):
+    """The best of n answers of the baseline, over all prompts.
+
+    Attributes:
+        n: number of answers of which the best is chosen.
+        kl: upper bound of its divergence from the baseline in nats, log n - (n - 1) / n.
+        gold: mean gold score of the chosen answer.
+        reward: mean score of the chosen answer by the reward model.
+    """
+
+    n: int
+    kl: float
+    gold: Estimate | None = None
+    reward: Estimate | None = None
+
+
+class BestOfBaseline(Record):
+    """What choosing the best of n answers of the baseline gains, for every n.
+
+    Attributes:
+        chosen_by: whose scores choose.
+        points: the points, n from 1.
+    """
+
+    chosen_by: Judge
+    points: list[BestPoint]
+
+
 class Report(Record):
     """A comparison of models on the same prompts.
 
@@ -164,6 +225,10 @@ class Report(Record):
         warnings: warnings to the reader about the figures.
         models: metrics by model, in the order shown.
         rounds: each round's model against the one before, in their order; None when the report is not on rounds.
+        best_of_n: the best of n answers of the baseline; None if it was not asked for. Its answers are not in
+            `samples.jsonl`.
+        sweep: figures of each setting over its seeds, in the order of the models; None when the report is not on a
+            sweep.
     """
 
     schema_version: Literal[2] = Field(default=2, alias="schema")
@@ -178,6 +243,8 @@ class Report(Record):
     warnings: list[str] = Field(default_factory=list)
     models: dict[str, ModelMetrics]
     rounds: list[RoundStep] | None = None
+    best_of_n: BestOfBaseline | None = None
+    sweep: list[SettingFigures] | None = None
 
     @model_validator(mode="after")
     def _has_baseline(self) -> Self:
@@ -186,6 +253,9 @@ class Report(Record):
         for step in self.rounds or []:
             if not {step.model, step.before} <= set(self.models):
                 raise ValueError(f"round `{step.model}` after `{step.before}` is not among the models")
+        for row in self.sweep or []:
+            if not set(row.models) <= set(self.models):
+                raise ValueError(f"a setting of `{row.stage}` has models that are not among those of the report")
         return self
 
     @property

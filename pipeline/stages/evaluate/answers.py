@@ -5,6 +5,7 @@ Knows nothing of scores and of comparisons.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -84,6 +85,8 @@ class _Column(NamedTuple):
 def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sampled], int]:
     """Let every checkpoint answer every prompt, on all ranks, and measure the KL to the baseline if it is one of them.
 
+    With `best_of_n` the baseline answers several times, under the names of `config.draws`, which come last.
+
     Returns:
         The answers of each checkpoint and decoding, and the number of those that were reused.
     """
@@ -92,7 +95,8 @@ def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sa
     columns = _columns(ctx, config, asked)
     tokenizers = {column.model: column.request.tokenizer for column in columns.values()}
     compared = _compared(ctx, config, tokenizers)
-    sampler = Sampler(ctx, [column.request for column in columns.values()])
+    draws = _draws(columns, config)
+    sampler = Sampler(ctx, [column.request for column in [*columns.values(), *draws.values()]])
     responses: dict[str, list[Response]] = {}
     own: dict[str, list[list[float]]] = {}
     models = sorted(config.models, key=lambda name: name == config.baseline)  # KL needs it again
@@ -103,6 +107,7 @@ def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sa
         scored = [name for name in now if name in compared]
         scorings = [columns[name].scoring(responses[name]) for name in scored]
         own |= dict(zip(scored, sampler.logprobs(scorings), strict=True))
+    drawn = sampler.answer([column.request for column in draws.values()]) if draws else []
     by = columns[config.baseline].request if config.baseline in columns else None
 
     def is_same(column: _Column) -> bool:
@@ -114,6 +119,10 @@ def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sa
     sampled = [
         _sampled(name, column, responses[name], kl.get(name), is_variant=name != config.baseline and is_same(column))
         for name, column in columns.items()
+    ]
+    sampled += [
+        _sampled(name, column, own, None, is_variant=True)
+        for (name, column), own in zip(draws.items(), drawn, strict=True)
     ]
     return sampled, sampler.reused
 
@@ -133,6 +142,17 @@ def _columns(ctx: StageContext, config: Config, asked: Asked) -> dict[str, _Colu
             request = Request(source, tokenizer, prompts, asked.places, sampling, most, ctx.seed, engine=engine)
             columns[f"{name} (greedy)" if is_greedy else name] = _Column(name, request)
     return columns
+
+
+def _draws(columns: dict[str, _Column], config: Config) -> dict[str, _Column]:
+    """Return the further answers of the baseline that are asked for, each with a seed of its own."""
+    draws = {}
+    for number, name in enumerate(config.draws, start=2):
+        request = columns[config.baseline].request
+        text = f"{request.seed}/best_of_n/{number}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        draws[name] = _Column(config.baseline, replace(request, seed=seed))
+    return draws
 
 
 def _compared(ctx: StageContext, config: Config, tokenizers: dict[str, PreTrainedTokenizerBase]) -> list[str]:

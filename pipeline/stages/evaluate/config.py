@@ -27,10 +27,24 @@ from pipeline.errors import Problem, listed, nearest
 from pipeline.evaluation.prompts import DEFAULT_GROUP, Asked, ask
 from pipeline.kind.traits import Reading, RequestForecast, RequestRows, Requests, Traits, Workload
 from pipeline.models.generate.engines.names import EngineName
-from pipeline.stage import Added, Among, Code, Data, Input, StageConfig, register_kind
+from pipeline.stage import Added, Among, Code, Data, Input, StageConfig, VariantsOf, register_kind
 
+MOST_ANSWERS = 256
+"""Most answers of `best_of_n`."""
 FEWER = "ask fewer prompts with `limit`"
 """What to do about too many calls."""
+
+
+class Variant(StageConfig):
+    """What a model is among those that differ in settings only.
+
+    Attributes:
+        stage: name that all of them have in common; the figure has a line for each.
+        settings: its settings by name; the mean is taken over models that differ in `seed` only, or `NAME.seed`.
+    """
+
+    stage: str
+    settings: dict[str, str | int | float | bool | None] = Field(min_length=1)
 
 
 class Config(StageConfig):
@@ -48,6 +62,10 @@ class Config(StageConfig):
         group_by: column that names the task of a prompt.
         greedy: models also decoded greedily and listed as `NAME (greedy)`; by default the baseline.
         rounds: models of one round after another, the start first; each is also compared with the one before.
+        variants: stage and settings of the models that differ in settings only; a sweep fills it in. The report has
+            a table of the settings with means over seeds, and a figure of the score over KL.
+        best_of_n: the baseline also answers each prompt so often that the report has the best of n, by the reward model
+            (gold without one), for every n up to this: what choosing gains beside training, at a known KL.
         temperature: sampling temperature.
         max_new_tokens: longest answer.
         reference: column with the right answer, kept beside the answers; by default the first of the usual names
@@ -70,7 +88,9 @@ class Config(StageConfig):
     judge: Literal["gold", "reward"] | None = None
     group_by: str = DEFAULT_GROUP
     greedy: Annotated[list[str] | None, Among("models")] = None
-    rounds: Annotated[list[str] | None, Among("models"), Field(min_length=2)] = None
+    rounds: Annotated[list[str] | None, Among("models", is_sequence=True), Field(min_length=2)] = None
+    variants: Annotated[dict[str, Variant], Added(), VariantsOf("models")] = Field(default={})
+    best_of_n: Annotated[int | None, Added(), Field(ge=2, le=MOST_ANSWERS)] = None
     temperature: float = Field(default=1.0, gt=0)
     max_new_tokens: int = Field(default=128, ge=1)
     reference: str | None = None
@@ -98,7 +118,13 @@ class Config(StageConfig):
     @property
     def responses_per_prompt(self) -> int:
         """Answers to a prompt by all checkpoints, greedy ones included."""
-        return len(self.models) + sum(name in self.models for name in self.also_greedy)
+        drawn = (self.best_of_n or 1) - 1
+        return len(self.models) + sum(name in self.models for name in self.also_greedy) + drawn
+
+    @property
+    def draws(self) -> list[str]:
+        """Names of the further answers of the baseline, of which the best is chosen."""
+        return [f"{self.baseline} (draw {number})" for number in range(2, (self.best_of_n or 1) + 1)]
 
     @property
     def passes_per_response(self) -> int:
@@ -114,6 +140,7 @@ class Config(StageConfig):
                 ("baseline", [self.baseline]),
                 ("greedy", self.greedy or []),
                 ("rounds", self.rounds or []),
+                ("variants", list(self.variants)),
             )
             for name in given
             if names and name not in names
@@ -122,6 +149,9 @@ class Config(StageConfig):
             expected = "`models`, checkpoints to compare, or `endpoints`"
             problems.append(Problem("neither models nor endpoints is set", expected))
         problems += endpoint_problems(self.endpoints, self.models)
+        if self.best_of_n is not None and names and self.baseline not in self.models:
+            statement = f"best_of_n is {self.best_of_n}, and the baseline {self.baseline} is no checkpoint"
+            problems.append(Problem(statement, "a baseline among `models`", "leave it out"))
         if self.engine != "batched" and not self.models:
             statement, remedy = f"engine is {self.engine} without models", "leave it out: servers choose their own"
             problems.append(Problem(statement, "checkpoints that it samples from", remedy))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from pipeline.evaluation.answers import Prompt, samples
+from pipeline.evaluation.answers import Answers, Prompt, samples
+from pipeline.evaluation.best_of_n.baseline import best_of_baseline
 from pipeline.evaluation.comparison import compare
 from pipeline.evaluation.judging import judge_warning
 from pipeline.evaluation.prompts import ask
 from pipeline.evaluation.report.conclusion import summary
-from pipeline.evaluation.report.record import Report
+from pipeline.evaluation.report.record import BestOfBaseline, Report
 from pipeline.evaluation.report.writing import write
 from pipeline.evaluation.stats.intervals import Bootstrap
+from pipeline.evaluation.sweep import with_sweep
 from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.plain_data import ShapedRow
 from pipeline.stage import StageContext, StageResult
@@ -51,11 +53,16 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ]
     ctx.phase("comparing")
     bootstrap = Bootstrap(ctx.seed, config.resamples)
+    answers, best_of_n = _best_of_n(config, answers, bootstrap)
     report = compare(
         answers, prompts, baseline=config.baseline, judge=config.judge, bootstrap=bootstrap, rounds=config.rounds or ()
     )
-    sample = {"available": asked.available, "sampled_by": config.group_by if is_stratified else ""}
-    report = report.model_copy(update={**sample, "warnings": warnings})
+    sample = {
+        "best_of_n": best_of_n,
+        "available": asked.available,
+        "sampled_by": config.group_by if is_stratified else "",
+    }
+    report = with_sweep(report.model_copy(update={**sample, "warnings": warnings}), config.variants)
     shown = samples(answers, prompts, baseline=config.baseline, judge=config.judge)
     write(report, ctx.out, shown, title=config.title)
     is_reused = reused or told.cached
@@ -69,6 +76,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         rows={"prompts": len(prompts)},
         summary=summary(report),
     )
+
+
+def _best_of_n(
+    config: Config, answers: list[Answers], bootstrap: Bootstrap
+) -> tuple[list[Answers], BestOfBaseline | None]:
+    """Return the answers without the further ones of the baseline, and what choosing the best of these gains."""
+    draws = [one for one in answers if one.name in (config.baseline, *config.draws)]
+    others = [one for one in answers if one.name not in config.draws]
+    return others, best_of_baseline(draws, bootstrap) if config.draws else None
 
 
 def _warnings(ctx: StageContext, config: Config) -> list[str]:

@@ -1,0 +1,232 @@
+"""The figure of a sweep: the score of each setting over its divergence from the baseline.
+
+A line connects the settings of one stage; in light, the models of single seeds. Models that are no variant of a stage
+are single points. The axis of the divergence is a square root, as gains are often near linear in it.
+
+Owns the content of the figure. Knows nothing of statistics: it draws a `Report`.
+
+References: Rafailov et al. 2023, arXiv:2305.18290, figure 2 (reward over KL for several β); Gao et al. 2023,
+arXiv:2210.10760, section 3 (the square root of the KL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline.evaluation.drawing import BASELINE, INK, MUTED, RULE, WIDTH_IN, colours, legend, new_figure, plain, save
+from pipeline.evaluation.report.record import Judge, Report, SettingFigures, SettingValue
+from pipeline.evaluation.report.sweep_section import value_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LEAST_MODELS = 3
+"""Least number of models with a KL for the figure."""
+_LONGEST_LABEL = 24
+_MARGIN, _NEAR, _EPSILON = 0.08, 0.06, 1e-3
+"""Shares of the axis: empty space at its ends, and a distance at which labels overlap; least axis."""
+_SINGLES = "^vDPX*"
+"""Markers of models that are no variant."""
+
+
+class _Point(NamedTuple):
+    """A setting in the figure: means over its models, with their standard deviations.
+
+    Attributes:
+        row: the setting.
+        kl: mean divergence in nats.
+        score: mean score.
+        kl_sd: standard deviation of the divergence; 0 of one model.
+        score_sd: the same of the score.
+    """
+
+    row: SettingFigures
+    kl: float
+    score: float
+    kl_sd: float
+    score_sd: float
+
+
+def has_frontier(report: Report) -> bool:
+    """Return whether a report is on a sweep, or has the best of n, and enough models with a KL for the figure."""
+    judge = scored_by(report)
+    measured = [name for name in report.models if _is_measured(report, name, judge)]
+    rows = report.sweep or []
+    is_swept = any({"kl", judge} <= set(row.figures) for row in rows)
+    return len(measured) >= LEAST_MODELS and (is_swept or bool(report.best_of_n))
+
+
+def scored_by(report: Report) -> Judge:
+    """Return the score of the figure: gold if all models have it, else that of the reward model."""
+    return "gold" if all(model.gold for model in report.models.values()) else "reward"
+
+
+def draw_frontier(report: Report, path: Path) -> Path:
+    """Draw the score over the KL; call it within `style`."""
+    judge = scored_by(report)
+    stages = list(dict.fromkeys(row.stage for row in report.sweep or []))
+    colour = colours(stages)
+    others = _others(report)
+    best = _best_of_n(report, judge)
+    span = _root(max(0.0, *(kl for _, kl, _ in best), *_divergences(report, judge)))
+    figure = new_figure(WIDTH_IN, 3.8 + 0.21 * (len(stages) + len(others) + bool(best)))
+    axes: Any = figure.add_subplot()
+    handles: list[Any] = []
+    labels: list[str] = []
+    for index, stage in enumerate(stages):
+        points = _points(report, stage, judge)
+        if points:
+            handles += _family(axes, report, points, colour[stage], judge)
+            labels.append(_family_label(stage, points))
+            _label(axes, points, colour[stage], near=_NEAR * span, is_above=index % 2 == 0)
+    if best:
+        handles += _curve(axes, best)
+        labels.append(f"best of n of {plain(report.baseline)}, n up to {best[-1][0]}; KL at most log n - (n - 1) / n")
+    spread = [row for row in report.sweep or [] if len(row.models) > 1]
+    if spread:
+        handles += axes.plot([], [], "o", color=MUTED, alpha=0.35, markersize=5)
+        labels.append("one seed; bars are ± 1 standard deviation over seeds")
+    for name, marker in others:
+        is_baseline = name == report.baseline
+        shade = BASELINE if is_baseline else INK
+        kl, score = _place(report, name, judge)
+        handles += axes.plot([kl], [score], marker, color=shade, markersize=7, zorder=4)
+        labels.append(f"{plain(name)} (baseline)" if is_baseline else plain(name))
+    axes.set_xscale("function", functions=(_root, _square))
+    lowest = min(0.0, *_divergences(report, judge))
+    axes.set_xlim(_square(_root(lowest) - _MARGIN * span - _EPSILON), _square((1 + _MARGIN) * span + _EPSILON))
+    axes.margins(y=0.16)
+    axes.grid(color=RULE)
+    over = plain(report.baseline) if len(report.baseline) <= _LONGEST_LABEL else "the baseline"
+    axes.set_xlabel(f"KL to {over} (nats per answer, square-root axis)")
+    axes.set_ylabel("mean gold score" if judge == "gold" else "mean score by the reward model")
+    figure.suptitle(_title(judge), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    legend(figure, handles, labels)
+    return save(figure, path, title=_title(judge))
+
+
+def _title(judge: Judge) -> str:
+    return f"{'Gold' if judge == 'gold' else 'Reward'} over KL"
+
+
+def _divergences(report: Report, judge: Judge) -> list[float]:
+    """Return the KL of all models in the figure."""
+    return [_place(report, name, judge)[0] for name in report.models if _is_measured(report, name, judge)]
+
+
+def _best_of_n(report: Report, judge: Judge) -> list[tuple[int, float, float]]:
+    """Return n, the bound of the KL in nats, and the mean score of the best of n answers."""
+    points = report.best_of_n.points if report.best_of_n else []
+    return [(point.n, point.kl, score.value) for point in points if (score := getattr(point, judge))]
+
+
+def _curve(axes: Axes, best: Sequence[tuple[int, float, float]]) -> list[Any]:
+    """Draw the best of n as a dashed line, labelled with the powers of two among n; return its handle."""
+    handle = axes.plot([kl for _, kl, _ in best], [score for _, _, score in best], "--", color=MUTED, linewidth=1.4)
+    marked = [(n, kl, score) for n, kl, score in best if n > 1 and n & (n - 1) == 0]
+    axes.plot([kl for _, kl, _ in marked], [score for _, _, score in marked], "o", color=MUTED, markersize=4)
+    for n, kl, score in marked:
+        place: Any = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+        axes.annotate(str(n), (kl, score), (0, 4), color=MUTED, fontsize=8, zorder=2, **place)
+    return handle
+
+
+def _root(values: Any) -> Any:
+    """Return the square root of divergences; an estimate below zero keeps its sign."""
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def _square(values: Any) -> Any:
+    return np.sign(values) * np.square(values)
+
+
+def _points(report: Report, stage: str, judge: Judge) -> list[_Point]:
+    """Return the settings of a stage that have KL and score, in the order in which a line connects them."""
+    points = [
+        _Point(row, kl.mean, score.mean, kl.sd or 0.0, score.sd or 0.0)
+        for row in report.sweep or []
+        if row.stage == stage and (kl := row.figures.get("kl")) and (score := row.figures.get(judge))
+    ]
+    values = [list(point.row.settings.values()) for point in points]
+    if all(len(each) == 1 and isinstance(each[0], int | float) for each in values):
+        return sorted(points, key=lambda point: float(next(iter(point.row.settings.values())) or 0))
+    return sorted(points, key=lambda point: point.kl)
+
+
+def _family(axes: Axes, report: Report, points: Sequence[_Point], colour: str, judge: Judge) -> list[Any]:
+    """Draw the settings of one stage; return the handle of its line."""
+    for point in points:
+        if len(point.row.models) > 1:
+            measured = [each for each in point.row.models if _is_measured(report, each, judge)]
+            seeds = [_place(report, each, judge) for each in measured]
+            axes.plot(*zip(*seeds, strict=True), "o", color=colour, alpha=0.35, markersize=5, zorder=2)
+            low, high = point.score - point.score_sd, point.score + point.score_sd
+            axes.vlines(point.kl, low, high, color=colour, linewidth=1.6, zorder=3)
+            low, high = point.kl - point.kl_sd, point.kl + point.kl_sd
+            axes.hlines(point.score, low, high, color=colour, linewidth=1.6, zorder=3)
+    return axes.plot(
+        [point.kl for point in points],
+        [point.score for point in points],
+        "o-",
+        color=colour,
+        linewidth=1.4,
+        markersize=8,
+        markeredgecolor="white",
+        zorder=4,
+    )
+
+
+def _label(axes: Axes, points: Sequence[_Point], colour: str, *, near: float, is_above: bool) -> None:
+    """Write the settings beside their points, so that they stay apart.
+
+    Stages take turns above and below their points, and neighbours nearer than ``near`` left and right of them.
+    """
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
+    offset, align = ((-4, 9), "bottom") if is_above else ((4, -9), "top")
+    side, last = "right" if is_above else "left", -np.inf
+    for point in sorted(points, key=lambda point: point.kl):
+        if _root(point.kl) - last < near:
+            side, offset = ("left" if side == "right" else "right"), (-offset[0], offset[1])
+        last = _root(point.kl)
+        text, place = _point_label(point.row.settings), (point.kl, point.score)
+        style: Any = {"textcoords": "offset points", "va": align, "ha": side, "bbox": box}
+        axes.annotate(text, place, offset, color=colour, fontsize=9, fontweight="bold", zorder=5, **style)
+
+
+def _is_measured(report: Report, name: str, judge: Judge) -> bool:
+    """Return whether a model has a KL and the score of the figure."""
+    return report.models[name].kl is not None and getattr(report.models[name], judge) is not None
+
+
+def _place(report: Report, name: str, judge: Judge) -> tuple[float, float]:
+    """Return KL and score of a model that has both."""
+    model = report.models[name]
+    kl, score = model.kl, getattr(model, judge)
+    return (kl.value if kl else 0.0), score.value
+
+
+def _point_label(settings: Mapping[str, SettingValue]) -> str:
+    """Return the value of the one setting, or all settings with their values."""
+    if len(settings) == 1:
+        return plain(value_text(next(iter(settings.values()))))
+    return plain(", ".join(f"{key} {value_text(value)}" for key, value in settings.items()))
+
+
+def _family_label(stage: str, points: Sequence[_Point]) -> str:
+    """Return the stage, and the setting that the labels of its points are values of."""
+    keys = list(dict.fromkeys(key for point in points for key in point.row.settings))
+    return plain(f"{stage}, labelled by {keys[0]}" if len(keys) == 1 else stage)
+
+
+def _others(report: Report) -> list[tuple[str, str]]:
+    """Return the models with a KL that are no variant, each with its marker; the baseline's is a square."""
+    judge = scored_by(report)
+    variants = {name for row in report.sweep or [] for name in row.models}
+    names = [name for name in report.models if name not in variants and _is_measured(report, name, judge)]
+    others = [name for name in names if name != report.baseline]
+    markers = {name: _SINGLES[index % len(_SINGLES)] for index, name in enumerate(others)}
+    return [(name, markers.get(name, "s")) for name in names]

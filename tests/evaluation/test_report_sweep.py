@@ -1,0 +1,174 @@
+"""A report on a sweep: figures over seeds by hand, and a figure of the score over KL; without one nothing changes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.evaluation.answers import Answers, Prompt, samples
+from pipeline.evaluation.best_of_n.baseline import best_of_baseline
+from pipeline.evaluation.comparison import compare, recomputed
+from pipeline.evaluation.report.frontier import has_frontier
+from pipeline.evaluation.report.record import Report, read, to_json
+from pipeline.evaluation.report.sweep_section import best_of_n_table, sweep_sentence, sweep_table
+from pipeline.evaluation.report.writing import write
+from pipeline.evaluation.stats.intervals import Bootstrap
+from pipeline.evaluation.sweep import with_sweep
+from pipeline.stages.evaluate.config import Variant
+
+PROMPTS = [Prompt(f"question {i}", "", i) for i in range(8)]
+GIVEN = {  # gold of every answer, and its KL in nats
+    "sft": (1.0, None),
+    "dpo-beta-0.5-seed-1": (2.0, 1.0),
+    "dpo-beta-0.5-seed-2": (3.0, 2.0),
+    "dpo-beta-0.1-seed-1": (4.0, 9.0),
+    "dpo-beta-0.1-seed-2": (4.0, 7.0),
+    "kto": (2.5, 4.0),
+}
+VARIANTS = {
+    name: Variant(stage="dpo", settings={"beta": float(name.split("-")[2]), "seed": int(name[-1])})
+    for name in GIVEN
+    if name.startswith("dpo")
+}
+
+
+def _answers(name: str, gold: float, kl: float | None, **scores: Any) -> Answers:
+    moved = {"kl": [kl] * 8, "kl_k3": [kl] * 8} if kl is not None else {}
+    return Answers(name, ["x"] * 8, [3] * 8, [True] * 8, gold=[gold] * 8, **moved, **scores)
+
+
+ANSWERS = [_answers(name, gold, kl) for name, (gold, kl) in GIVEN.items()]
+
+
+def _report(*, variants: dict[str, Variant] = VARIANTS, answers: list[Answers] = ANSWERS) -> Report:
+    return with_sweep(compare(answers, PROMPTS, baseline="sft", bootstrap=Bootstrap(seed=0, resamples=100)), variants)
+
+
+def _texts(file: Path) -> list[str]:
+    return re.findall(r">([^<>]+)</text>", file.read_text(encoding="utf-8"))
+
+
+def test_models_that_differ_in_their_seed_only_are_one_row() -> None:
+    high, low = _report().sweep or []
+    assert (high.stage, high.settings, high.models) == (
+        "dpo",
+        {"beta": 0.5},
+        ["dpo-beta-0.5-seed-1", "dpo-beta-0.5-seed-2"],
+    )
+    # Gold 2 and 3: mean 2.5, deviation with n - 1 is |2 - 3| / sqrt(2). KL 1 and 2, and 9 and 7 in the other row.
+    assert high.figures["gold"].mean == 2.5 and high.figures["gold"].n == 2
+    assert high.figures["gold"].sd == pytest.approx(1 / math.sqrt(2))
+    assert low.figures["kl"].mean == pytest.approx(8.0)
+    assert low.figures["kl"].sd == pytest.approx(2 / math.sqrt(2))
+    assert low.figures["gold"].sd == 0 and "reward" not in low.figures
+    assert sweep_table(_report()) == [
+        ["setting", "models", "win rate vs sft", "gold", "KL", "tokens"],
+        ["dpo, beta 0.5", "2", "100.0 ± 0.0 %", "2.50 ± 0.71", "1.50 ± 0.71", "3.0 ± 0.0"],
+        ["dpo, beta 0.1", "2", "100.0 ± 0.0 %", "4.00 ± 0.00", "8.00 ± 1.41", "3.0 ± 0.0"],
+    ]
+    assert sweep_sentence(_report()) == "Means over 2 models that differ in the seed only, ± their standard deviation."
+
+
+def test_a_seed_of_another_stage_is_a_seed_and_seeds_alone_are_one_setting() -> None:
+    variants = {
+        "dpo-beta-0.5-seed-1": Variant(stage="dpo", settings={"sft.seed": 1}),
+        "dpo-beta-0.5-seed-2": Variant(stage="dpo", settings={"sft.seed": 2}),
+        "kto": Variant(stage="kto", settings={"beta": True}),
+    }
+    dpo, kto = _report(variants=variants).sweep or []
+    assert dpo.settings == {} and len(dpo.models) == 2
+    assert kto.figures["gold"].sd is None
+    assert [row[:2] for row in sweep_table(_report(variants=variants))[1:]] == [["dpo", "2"], ["kto, beta true", "1"]]
+    alone = _report(variants={"kto": variants["kto"]})
+    assert sweep_sentence(alone) == "One model of each setting, so nothing says how much another seed would change."
+    assert sweep_table(alone)[1][3] == "2.50"
+
+
+def test_the_figure_has_a_line_for_each_stage_and_points_for_the_others(tmp_path: Path) -> None:
+    report = _report()
+    written = {file.name for file in write(report, tmp_path)}
+    assert "frontier.svg" in written
+    texts = _texts(tmp_path / "frontier.svg")
+    assert {"0.5", "0.1", "dpo, labelled by beta", "kto", "sft (baseline)", "mean gold score"} <= set(texts)
+    assert "KL to sft (nats per answer, square-root axis)" in texts
+    assert "one seed; bars are ± 1 standard deviation over seeds" in texts
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "## Settings" in page and "](frontier.svg)" in page and "| dpo, beta 0.1 | 2 |" in page
+    assert to_json(read(tmp_path / "report.json")) == to_json(report)
+    assert recomputed(report, samples(ANSWERS, PROMPTS, baseline="sft")) == report
+
+
+def test_seeds_alone_are_one_point_and_the_baseline_may_be_one_of_them(tmp_path: Path) -> None:
+    names = ["sft", "dpo-beta-0.5-seed-1", "dpo-beta-0.5-seed-2"]
+    seeds = {name: Variant(stage="made", settings={"seed": number}) for number, name in enumerate(names)}
+    report = _report(variants=seeds)
+    write(report, tmp_path)
+    assert (report.sweep or [])[0].figures["kl"].mean == pytest.approx(1.0)  # of 0, 1 and 2
+    texts = _texts(tmp_path / "frontier.svg")
+    assert "made" in texts and "sft (baseline)" not in texts
+
+
+def test_the_line_goes_from_value_to_value(tmp_path: Path) -> None:
+    """In the file's units x is the root of the KL and y the gold: β 0.1 comes first, at KL 8, then 0.5 at 1.5."""
+    write(_report(), tmp_path)
+    text = (tmp_path / "frontier.svg").read_text(encoding="utf-8")
+    line = next(m for m in re.findall(r'<path d="([^"]+)"[^>]*stroke: #0072b2; stroke-width: 1.4', text))
+    (x_low, y_low), (x_high, y_high) = [
+        tuple(map(float, one.split())) for one in re.findall(r"[ML] ([\d.]+ [\d.]+)", line)
+    ]
+    assert x_low > x_high and y_low < y_high  # y of a file points down: gold 4 is above gold 2.5
+
+
+def test_without_a_sweep_or_with_few_models_there_is_no_figure(tmp_path: Path) -> None:
+    plain = _report(variants={})
+    assert plain.sweep is None and not has_frontier(plain)
+    assert "frontier.svg" not in {file.name for file in write(plain, tmp_path)}
+    assert not {"sweep", "best_of_n"} & set(json.loads(to_json(plain)))
+    assert "## Settings" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert not has_frontier(_report(answers=ANSWERS[:2]))  # the baseline and one more
+    assert has_frontier(_report(answers=ANSWERS[:3]))
+
+
+def test_the_score_is_gold_only_where_all_have_it(tmp_path: Path) -> None:
+    rewarded = [
+        Answers(one.name, one.responses, one.lengths, one.ended, reward=[2.0] * 8, kl=one.kl, kl_k3=one.kl_k3)
+        for one in ANSWERS
+    ]
+    write(_report(answers=rewarded), tmp_path)
+    assert "mean score by the reward model" in _texts(tmp_path / "frontier.svg")
+
+
+def test_the_best_of_n_is_chosen_by_the_reward_and_measured_by_gold() -> None:
+    # The second draw always has the higher reward and the lower gold; of two, the best is always the second.
+    draws = [_answers("a", 1.0, None, reward=[0.0] * 8), _answers("b", 0.0, None, reward=[5.0] * 8)]
+    best = best_of_baseline(draws, Bootstrap(seed=0, resamples=100))
+    one, two = best.points
+    assert best.chosen_by == "reward" and (one.n, two.n) == (1, 2)
+    assert one.gold and two.gold and one.reward and two.reward
+    assert (one.gold.value, one.reward.value, one.kl) == (0.5, 2.5, 0.0)
+    assert (two.gold.value, two.reward.value) == (0.0, 5.0)
+    assert two.kl == pytest.approx(math.log(2) - 0.5)
+    alone = best_of_baseline([_answers("a", 1.0, None), _answers("b", 3.0, None)], Bootstrap(seed=0, resamples=100))
+    assert alone.chosen_by == "gold" and alone.points[1].reward is None
+    assert [point.gold.value for point in alone.points if point.gold] == [2.0, 3.0]
+
+
+def test_the_best_of_n_stands_in_table_and_figure(tmp_path: Path) -> None:
+    draws = [_answers(f"{i}", float(i), None) for i in range(5)]
+    best = best_of_baseline(draws, Bootstrap(seed=0, resamples=100))
+    report = _report().model_copy(update={"best_of_n": best})
+    # Of 0, 1, 2, 3, 4 the best of 2 is i in i of the 10 pairs: 0 + 1 + 4 + 9 + 16 = 30 / 10; of 4: (3 + 4 x 4) / 5.
+    assert [row[0] for row in best_of_n_table(report)] == ["n", "1", "2", "4", "5"]
+    assert [row[1].split(" ")[0] for row in best_of_n_table(report)[1:]] == ["2.00", "3.00", "3.80", "4.00"]
+    assert [row[2] for row in best_of_n_table(report)] == ["KL, at most", "0.00", "0.19", "0.64", "0.81"]
+    write(report, tmp_path)
+    texts = _texts(tmp_path / "frontier.svg")
+    assert "best of n of sft, n up to 5; KL at most log n - (n - 1) / n" in texts and {"2", "4"} <= set(texts)
+    assert "## Best of n" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert recomputed(report, samples(ANSWERS, PROMPTS, baseline="sft")) == report
+    assert has_frontier(report.model_copy(update={"sweep": None}))
