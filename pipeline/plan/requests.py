@@ -46,8 +46,13 @@ def not_run(graph: Graph, planned: dict[str, PlannedStage | None], wanted: set[s
 
 
 def notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
-    """Return notes on remote code and unpinned hub revisions, for the user before running a plan."""
-    lines = []
+    """Return notes on variables, remote code and unpinned hub revisions, for the user before running a plan."""
+    lines = [
+        f"environment variable {variable.name} is `{variable.value}`"
+        if variable.is_set
+        else f"environment variable {variable.name} is not set: `{variable.value}`, its default, is used"
+        for variable in recipe.variables
+    ]
     if recipe.trust_remote_code:
         lines.append("trust_remote_code is on: Python code that comes with models of the hub or a folder will run")
     for name in (name for name in graph.order if name in wanted):

@@ -20,7 +20,7 @@ from pipeline.parallel.dims import Offload, ParallelDims, model_parallel_size
 from pipeline.plain_data import JsonObject, JsonView
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
-from pipeline.recipe.paths import find
+from pipeline.recipe.paths import Variable, find
 from pipeline.stage import MODEL_PARALLEL, StageConfig, kind_of
 
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
@@ -362,6 +362,7 @@ class Recipe:
         root: the resolved document.
         broken: stages left out because they have problems, by name (empty after `load`).
         rounds: stage of a group to the names of its rounds, which are ordinary stages.
+        variables: the environment variables it names, each once.
     """
 
     name: str
@@ -378,6 +379,7 @@ class Recipe:
     root: Node = field(repr=False)
     broken: Mapping[str, BrokenStage] = field(default_factory=dict)
     rounds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    variables: tuple[Variable, ...] = ()
 
     def where(self, *keys: str | int) -> str:
         """Return ``file:line`` of a key, or of its nearest existing parent."""
