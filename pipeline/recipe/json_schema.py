@@ -16,7 +16,7 @@ from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.groups import Group
 from pipeline.recipe.loading import Head, StageHead
 from pipeline.recipe.schema import NAME_PATTERN, Compute
-from pipeline.stage import KINDS, Code, Input, Kind
+from pipeline.stage import KINDS, Among, Code, Input, Kind
 
 Schema = JsonObject
 
@@ -128,7 +128,7 @@ def _stage(kind: Kind, definitions: Schema, compute: Schema, *, partial: bool) -
     body = definitions[name]
     stage = StageHead.model_json_schema()["properties"]
     fields = dict(body.get("properties", {}))
-    for field in (*kind.config.markers(Input), *kind.config.markers(Code)):
+    for field in (name for marker in (Input, Among, Code) for name in kind.config.markers(marker)):
         fields[field] = {**fields[field], "description": f"{fields[field].get('description', '')} {_VARIABLE}".strip()}
     properties = {"kind": {"const": kind.name, "description": kind.doc}, **stage, "compute": compute}
     schema = {

@@ -26,7 +26,7 @@ from pipeline.recipe.paths import expand, lookup_folders
 from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
 from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, Recipe, StageSpec
-from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
+from pipeline.stage import KINDS, MODEL_PARALLEL, Among, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")
 _ORIGIN_KEYS = ("hub", "revision", "artifact")
@@ -244,7 +244,7 @@ class _Building:
             if f"{key}_functions" in config_class.model_fields:
                 body, problems = unfold_rewards(body, name, key)
                 self.problems += problems
-        for field_name in [*config_class.markers(Input), *config_class.markers(Code)]:
+        for field_name in (field for marker in (Input, Among, Code) for field in config_class.markers(marker)):
             if field_name in body.mapping:
                 body.value[field_name] = self.expanded(body.value[field_name], name)
         config, problems = validate(config_class, body, stage=name, extra_keys=STAGE_KEYS)
