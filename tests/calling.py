@@ -21,9 +21,9 @@ SURROUNDINGS = {"NO_COLOR": "1", "COLUMNS": "200", "TRUEUP_STORE": None, "TRUEUP
 class Call:
     """`trueup`, called in this process."""
 
-    def __call__(self, *args: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *args: str | Path, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
         """Call it in a folder and return what a command would have ended with."""
         line = [str(arg) for arg in args]
         with contextlib.chdir(cwd):
-            ended = CliRunner().invoke(app, line, env=SURROUNDINGS)
+            ended = CliRunner().invoke(app, line, input=stdin, env=SURROUNDINGS)
         return subprocess.CompletedProcess(line, ended.exit_code, ended.stdout, ended.stderr)

@@ -67,6 +67,7 @@ SLOW = {
     "benchmarks": "gpu_benchmark",
     "cli": "cli_checkpoints",
     "docker": "inside",
+    "docs": "tutorial",
     "end_to_end": "made_models real_data wheel",
     "estimate": "shape",
     "invariants": "accumulation chain_kills library_internals rerun resume",

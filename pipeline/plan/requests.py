@@ -52,8 +52,14 @@ def not_run(graph: Graph, planned: dict[str, PlannedStage | None], wanted: set[s
 
 
 def notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
-    """Return notes on a sweep, remote code and unpinned hub revisions, for the user before running a plan."""
-    lines = list(_sweep_notes(recipe, graph))
+    """Return notes on variables, a sweep, remote code and unpinned hub revisions, to be read before a run."""
+    lines = [
+        f"environment variable {variable.name} is `{variable.value}`"
+        if variable.is_set
+        else f"environment variable {variable.name} is not set: `{variable.value}`, its default, is used"
+        for variable in recipe.variables
+    ]
+    lines += _sweep_notes(recipe, graph)
     if recipe.trust_remote_code:
         lines.append("trust_remote_code is on: Python code that comes with models of the hub or a folder will run")
     for name in (name for name in graph.order if name in wanted):

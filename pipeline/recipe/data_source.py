@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from pipeline.errors import PipelineError, Problem
-from pipeline.recipe.paths import distinct, expand, find_files, unread_files
+from pipeline.recipe.paths import Variable, distinct, expand, find_files, unread_files
 from pipeline.stage import Runtime
 
 Format = Literal[
@@ -34,7 +34,9 @@ class DataSource(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str | list[str] | None = Field(None, description="A file, a folder, a glob, or a list of them.")
+    path: str | list[str] | None = Field(
+        None, description="A file, a folder, a glob, or a list of them; ${NAME:-default} is an environment variable."
+    )
     hub: str | None = Field(None, description="Id of a hub data set, `owner/name`.")
     revision: str | None = Field(None, description="Commit or tag of the hub data set.")
     subset: str | None = Field(None, description="Configuration of the hub data set.")
@@ -53,6 +55,7 @@ class DataSource(BaseModel):
     _files: tuple[Path, ...] | None = PrivateAttr(None)
     _unread: tuple[str, ...] = PrivateAttr(())
     _repeated: tuple[tuple[Path, Path], ...] = PrivateAttr(())
+    _variables: tuple[Variable, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -82,6 +85,11 @@ class DataSource(BaseModel):
         """Links to files that are read already, each with the path that is read."""
         return self._repeated
 
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """The environment variables in `path`."""
+        return self._variables
+
     def place(self, folders: list[Path] | tuple[Path, ...]) -> None:
         """Find the files of `path` in ``folders``.
 
@@ -90,9 +98,12 @@ class DataSource(BaseModel):
         """
         patterns = [self.path] if isinstance(self.path, str) else self.path or []
         try:
-            files = [file for pattern in patterns for file in find_files(expand(pattern), folders)]
+            variables: list[Variable] = []
+            patterns = [expand(pattern, variables=variables) for pattern in patterns]
+            files = [file for pattern in patterns for file in find_files(pattern, folders)]
             self._files, self._repeated = distinct(tuple(files))
-            self._unread = tuple(name for pattern in patterns for name in unread_files(expand(pattern), folders))
+            self._unread = tuple(name for pattern in patterns for name in unread_files(pattern, folders))
+            self._variables = tuple(variables)
         except (OSError, ValueError) as error:  # the name is too long, or the folder is not readable
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise PipelineError(Problem(f"`{str(self.path)[:80]}` cannot be looked up: {reason}")) from None

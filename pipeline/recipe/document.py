@@ -112,7 +112,10 @@ def parse(text: str, label: str) -> tuple[Node, list[Problem]]:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None else 1
         statement = f"not valid YAML: {error.problem or error.context or 'cannot be read'}"
-        return empty, [Problem(statement, where=f"{label}:{line}")]
+        # A brace inside {…} or […] ends a plain scalar, and YAML's own message does not say so.
+        is_variable = "${" in "".join(text.splitlines()[line - 1 : line])
+        remedy = "put a text with ${NAME} in quotes where it stands inside {…} or […]" if is_variable else ""
+        return empty, [Problem(statement, "", remedy, where=f"{label}:{line}")]
     except YAMLError as error:
         return empty, [Problem(f"not valid YAML: {str(error).splitlines()[0]}", where=f"{label}:1")]
     except RecursionError:

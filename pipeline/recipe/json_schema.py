@@ -16,9 +16,11 @@ from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.groups import Group
 from pipeline.recipe.loading import Head, StageHead
 from pipeline.recipe.schema import NAME_PATTERN, Compute
-from pipeline.stage import KINDS, Kind
+from pipeline.stage import KINDS, Among, Code, Input, Kind
 
 Schema = JsonObject
+
+_VARIABLE = "${NAME:-default} is an environment variable."
 
 
 def json_schema() -> Schema:
@@ -144,11 +146,14 @@ def _stage(kind: Kind, definitions: Schema, compute: Schema, *, partial: bool) -
     name = own["$ref"].removeprefix("#/$defs/")
     body = definitions[name]
     stage = StageHead.model_json_schema()["properties"]
+    fields = dict(body.get("properties", {}))
+    for field in (name for marker in (Input, Among, Code) for name in kind.config.markers(marker)):
+        fields[field] = {**fields[field], "description": f"{fields[field].get('description', '')} {_VARIABLE}".strip()}
     properties = {"kind": {"const": kind.name, "description": kind.doc}, **stage, "compute": compute}
     schema = {
         "title": kind.name,
         "type": "object",
-        "properties": {**properties, **body.get("properties", {})},
+        "properties": {**properties, **fields},
         "additionalProperties": False,
     }
     if not partial:

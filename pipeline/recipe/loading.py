@@ -27,9 +27,11 @@ from pipeline.recipe.reading import RECIPE_KEYS, Reading
 from pipeline.recipe.rewards import unfold_rewards
 from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, Recipe, StageSpec
 from pipeline.recipe.variants import copies_of, expand_sweep
-from pipeline.stage import KINDS, MODEL_PARALLEL, Code, Data, Input, StageConfig
+from pipeline.stage import KINDS, MODEL_PARALLEL, Among, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")
+_ORIGIN_KEYS = ("hub", "revision", "artifact")
+"""Keys of a data source in which environment variables are expanded here; `path` expands its own."""
 
 
 class Head(BaseModel):
@@ -40,7 +42,7 @@ class Head(BaseModel):
     name: str = Field("", description="Name of the recipe; the file's when not given.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every stage that has none of its own.")
     trust_remote_code: bool = Field(False, description="Let model repositories run their own Python.")
-    store: str | None = Field(None, description="Folder of artifacts.")
+    store: str | None = Field(None, description="Folder of artifacts; ${NAME:-default} is an environment variable.")
 
 
 class StageHead(BaseModel):
@@ -101,6 +103,7 @@ class _Building:
         self.file = reading.file
         self.search_dirs = lookup_folders(*reading.files)
         self.problems = list(reading.problems)
+        self.variables = list(reading.variables)
         self.recipe_compute = Node({}, self.root.place)
         self.broken: dict[str, BrokenStage] = {}
 
@@ -150,6 +153,7 @@ class _Building:
             copies=copies,
             variants=variants.names,
             swept=variants.swept,
+            variables=tuple(dict.fromkeys(self.variables)),
         )
         return recipe, by_line(once_per_group(self.problems, copies))
 
@@ -212,6 +216,8 @@ class _Building:
             place = node.place
             if isinstance(node.value, str):
                 node = Node({"path": node}, place)
+            origin = {key: self.expanded(child, "") for key, child in node.mapping.items() if key in _ORIGIN_KEYS}
+            node = Node({**node.mapping, **origin}, place) if origin else node
             source, problems = validate(DataSource, node, label=f"data.{name}")
             self.problems += problems
             if source is None:
@@ -223,6 +229,7 @@ class _Building:
                     self.add(f"data.{name}: {p.found}", p.expected, p.remedy, where=node.where("path"))
             else:
                 sources[name] = source
+                self.variables += source.variables
         return sources
 
     def stage(self, name: str, node: Node, head: Head) -> StageSpec | None:
@@ -246,7 +253,7 @@ class _Building:
             if f"{key}_functions" in config_class.model_fields:
                 body, problems = unfold_rewards(body, name, key)
                 self.problems += problems
-        for field_name in [*config_class.markers(Input), *config_class.markers(Code)]:
+        for field_name in (field for marker in (Input, Among, Code) for field in config_class.markers(marker)):
             if field_name in body.mapping:
                 body.value[field_name] = self.expanded(body.value[field_name], name)
         config, problems = validate(config_class, body, stage=name, extra_keys=STAGE_KEYS)
@@ -322,7 +329,7 @@ class _Building:
         if not isinstance(node.value, str):
             return node
         try:
-            return Node(expand(node.value), node.place)
+            return Node(expand(node.value, variables=self.variables), node.place)
         except PipelineError as error:
             for p in error.problems:
                 self.add(p.found, p.expected, p.remedy, where=node.place, stage=stage)

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.errors import PipelineError, Problem, nearest
 
@@ -17,38 +18,64 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 FILE_TYPES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 """Suffixes of data files, in any case and also with a compression suffix; used for folders, globs and readers."""
 
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+_VARIABLE = re.compile(
+    r"(?P<escape>\$)?\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>(?:(?!\$\{)[^}])*))?\})?"
+)
+"""A variable; with neither an escape nor a name, a ``${`` that begins none."""
 
 
-def expand(text: str, environ: Mapping[str, str] | None = None) -> str:
-    """Replace ``${NAME}`` and ``${NAME:-default}``, and a leading ``~``.
+class Variable(NamedTuple):
+    """An environment variable that a recipe names, and what stands in its place.
+
+    Attributes:
+        name: name of the variable.
+        value: its value, or the default that the recipe gives.
+        is_set: whether the value is the variable's own.
+    """
+
+    name: str
+    value: str
+    is_set: bool
+
+
+def expand(text: str, environ: Mapping[str, str] | None = None, *, variables: list[Variable] | None = None) -> str:
+    """Replace ``${NAME}`` and ``${NAME:-default}``, and a leading ``~``; ``$${`` stands for ``${`` itself.
+
+    As in a shell, a variable that is empty is taken for one that is not set.
+
+    Args:
+        text: path, id or other text of a recipe.
+        environ: the environment; that of this process by default.
+        variables: the variables in ``text`` are appended to it.
 
     Raises:
-        PipelineError: a variable without a default is not set; there is one problem for each.
+        PipelineError: a variable without a default is not set, or a ``${`` begins no variable; there is one problem
+            for each.
     """
     environ = os.environ if environ is None else environ
-    unset: list[str] = []
+    problems: list[Problem] = []
 
     def value(match: re.Match[str]) -> str:
         name, default = match["name"], match["default"]
-        if environ.get(name):
-            return environ[name]
-        if default is None:
-            unset.append(name)
+        if match["escape"]:
+            return match[0][1:]
+        if name is None:
+            expected = "${NAME} or ${NAME:-default}, where the default has no `}` and no variable"
+            problems.append(
+                Problem(f"a `${{` in `{text}` begins no variable", expected, "write $${ for the characters")
+            )
             return ""
-        return str(default)
+        given = environ.get(name)
+        if not given and default is None:
+            statement = f"the environment variable {name} in `{text}` is {'not set' if given is None else 'empty'}"
+            problems.append(Problem(statement, remedy=f"set it, or write ${{{name}:-a default}}"))
+        if variables is not None:
+            variables.append(Variable(name, given or default or "", bool(given)))
+        return given or default or ""
 
     expanded = _VARIABLE.sub(value, text)
-    if unset:
-        raise PipelineError(
-            *(
-                Problem(
-                    f"the environment variable {name} in `{text}` is not set",
-                    remedy=f"set it, or write ${{{name}:-a default}}",
-                )
-                for name in dict.fromkeys(unset)
-            )
-        )
+    if problems:
+        raise PipelineError(*dict.fromkeys(problems))
     return os.path.expanduser(expanded)  # noqa: PTH111 -- `Path.expanduser` raises where there is no such user
 
 

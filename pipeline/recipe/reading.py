@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.recipe.document import Node, parse
 from pipeline.recipe.merging import merge, without_nulls
-from pipeline.recipe.paths import expand, find, lookup_folders
+from pipeline.recipe.paths import Variable, expand, find, lookup_folders
 
 RECIPE_KEYS = (
     "extends",
@@ -35,6 +35,7 @@ class Reading:
         self.file = file
         self.files: list[Path] = []
         self.problems: list[Problem] = []
+        self.variables: list[Variable] = []
 
     def read(self, file: Path, chain: tuple[Path, ...]) -> Node:
         """Read a file and merge it over the files it extends."""
@@ -79,7 +80,7 @@ class Reading:
     def locate(self, node: Node, file: Path, chain: tuple[Path, ...]) -> Path | None:
         """Find an extended file in the lookup folders; record a problem and return None if it is missing or a cycle."""
         try:
-            text = expand(node.value)
+            text = expand(node.value, variables=self.variables)
         except PipelineError as error:
             self.problems += [Problem(p.found, p.expected, p.remedy, node.place) for p in error.problems]
             return None

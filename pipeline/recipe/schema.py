@@ -7,60 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipeline.estimate.devices import DEVICES, Device
 from pipeline.kind.compute import Attention, ComputeSettings, Precision, Switch
 from pipeline.kind.compute import Device as DeviceName
 from pipeline.parallel.dims import Offload, ParallelDims, model_parallel_size
 from pipeline.plain_data import JsonObject, JsonView
 from pipeline.recipe.data_source import DataSource
 from pipeline.recipe.document import Node
-from pipeline.recipe.paths import find
+from pipeline.recipe.hardware import Hardware, Hardwares
+from pipeline.recipe.paths import Variable, find
 from pipeline.stage import MODEL_PARALLEL, StageConfig, kind_of
 
 SLURM_TIME = re.compile(r"(\d+-)?\d{1,3}:\d{2}:\d{2}")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-Hardwares = Literal[
-    "a100-40gb",
-    "a100-80gb",
-    "h100-80gb",
-    "h200-141gb",
-    "l4-24gb",
-    "a10g-24gb",
-    "rtx4090-24gb",
-    "mi300x-192gb",
-]
-"""Names of the devices in `pipeline/estimate/devices.py`; a test requires both to be equal."""
-
-
-class Hardware(BaseModel):
-    """A device a run is planned for; what is left out is that of the named one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Hardwares | None = Field(None, description="A device with public peak figures.")
-    memory_gib: float | None = Field(None, gt=0, description="Memory of one device.")
-    tflops: float | None = Field(None, gt=0, description="Peak of dense bf16 products, in 10¹² operations a second.")
-    usd_per_hour: float | None = Field(None, ge=0, description="Price of one device.")
-    host_gib: float | None = Field(None, gt=0, description="Memory of the machine it is in, for what is offloaded.")
-
-    @model_validator(mode="after")
-    def _has_memory(self) -> Self:
-        if self.name is None and self.memory_gib is None:
-            raise ValueError("says no memory|`name` of a known device, or `memory_gib` of another")
-        return self
-
-    @property
-    def device(self) -> Device:
-        """The device these fields describe."""
-        start = DEVICES[self.name] if self.name else Device("hardware", 0.0, is_gpu=self.tflops is not None)
-        overrides = {key: value for key, value in self.model_dump(exclude={"name"}).items() if value is not None}
-        return replace(start, **overrides)
 
 
 class Slurm(BaseModel):
@@ -366,6 +330,7 @@ class Recipe:
         copies: stage of a group or a sweep to the names of its rounds or variants, which are ordinary stages.
         variants: stage of a sweep, by the name it has without it, to the names of its variants.
         swept: stages that a sweep changes, each with its settings and values in words.
+        variables: the environment variables it names, each once.
     """
 
     name: str
@@ -384,6 +349,7 @@ class Recipe:
     copies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     swept: Mapping[str, str] = field(default_factory=dict)
+    variables: tuple[Variable, ...] = ()
 
     def where(self, *keys: str | int) -> str:
         """Return ``file:line`` of a key, or of its nearest existing parent."""

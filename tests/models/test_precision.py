@@ -166,7 +166,20 @@ def test_a_processor_that_emulates_bf16_is_seen_from_a_few_tokens(monkeypatch: p
 
     monkeypatch.setattr(precision, "_seconds", trial)
     assert measure(64) == Speed(1.0, 40.0)
-    assert sum(token_counts) == 4 * precision._FEW_TOKENS
+    assert set(token_counts) == {precision._FEW_TOKENS}
+    assert len(token_counts) == 2 * (precision._FIRST + precision._SECOND_LOOK)
+
+
+def test_a_busy_moment_does_not_look_like_emulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 takes half the time, but another process makes its first three trials twenty times as long."""
+    made: list[bool] = []
+
+    def trial(inputs: torch.Tensor, weight: torch.Tensor, lower: bool) -> float:
+        made.append(lower)
+        return 0.001 * (20 if sum(made) <= 3 else 1) if lower else 0.002
+
+    monkeypatch.setattr(precision, "_seconds", trial)
+    assert measure(64) == Speed(2.0, 1.0)
 
 
 def test_both_formats_are_timed() -> None:

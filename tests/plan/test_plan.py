@@ -210,6 +210,23 @@ def test_a_local_folder_is_known_by_its_content(world: Any, tmp_path: Path) -> N
     assert world.plan("stages.sft.model=llama").stages[1].fingerprint != plan.stages[1].fingerprint
 
 
+def test_a_variable_counts_as_what_it_stands_for(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.write("llama/model.safetensors", "weights")
+    named, folder = "stages.sft.model=${START:-owner/name@0123abc}", tmp_path / "llama"
+    monkeypatch.delenv("START", raising=False)
+    by_default = world.stage("sft", named).fingerprint
+    assert by_default == world.stage("sft", "stages.sft.model=owner/name@0123abc").fingerprint
+    assert world.plan(named).notes == (
+        "environment variable START is not set: `owner/name@0123abc`, its default, is used",
+    )
+    monkeypatch.setenv("START", str(folder))
+    by_folder = world.stage("sft", named).fingerprint
+    assert by_folder == world.stage("sft", f"stages.sft.model={folder}").fingerprint != by_default
+    assert world.plan(named).notes == (f"environment variable START is `{folder}`",)
+    world.write("llama/model.safetensors", "weighty")
+    assert world.stage("sft", named).fingerprint != by_folder
+
+
 def test_a_hub_model_is_known_by_its_revision_and_noted_when_it_can_move(world: Any) -> None:
     plan = world.plan("stages.sft.model=Qwen/Qwen2.5-0.5B")
     (model,) = plan.stages[1].inputs["model"]

@@ -17,7 +17,8 @@ from pipeline.preflight import check_plan
 from pipeline.preflight.forecast import Forecast, fitting_problems, forecasts, resolve_auto
 from pipeline.preflight.forecast.remedies import _changes, remedy
 from pipeline.recipe import load
-from pipeline.recipe.schema import Compute, Hardware
+from pipeline.recipe.hardware import Hardware
+from pipeline.recipe.schema import Compute
 from pipeline.stages import load_all
 
 

@@ -101,5 +101,8 @@ def test_every_kind_and_every_passed_on_field_is_described(kinds: None) -> None:
     assert train["beta"]["exclusiveMinimum"] == 0
     assert "output_dir" not in train
     judge = schema["$defs"]["judge.stage"]["properties"]
-    assert judge["models"]["description"] == "what is compared, in this order."
-    assert judge["gold"]["description"] == "a function."
+    assert (
+        judge["models"]["description"]
+        == "what is compared, in this order. ${NAME:-default} is an environment variable."
+    )
+    assert judge["gold"]["description"] == "a function. ${NAME:-default} is an environment variable."

@@ -1,5 +1,6 @@
 """What a good recipe becomes: merging, overrides, profiles, paths, variables."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.recipe import DataSource, load
 from pipeline.recipe.document import Node, parse, wrap
 from pipeline.recipe.merging import merge, override
+from pipeline.recipe.paths import expand
 
 Write = Callable[..., Path]
 TUNE = """
@@ -252,6 +254,68 @@ def test_environment_variables_in_paths(
     recipe = load(write("data: {d: {path: '${WHICH:-pairs}.jsonl'}}\nstages: {b: {kind: base}}\nstore: ${HOME}/s\n"))
     assert [file.name for file in recipe.data["d"].files] == [expected]
     assert recipe.store == f"{Path.home()}/s"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("$${A}", "${A}"),
+        ("$${A:-x}/${A}", "${A:-x}/a"),
+        ("$${", "${"),
+        ("$A $", "$A $"),
+        ("${NONE:-}${A}", "a"),
+        ("${A:-$b}", "a"),
+        ("${NONE:-$b}", "$b"),
+    ],
+)
+def test_what_variables_and_escapes_stand_for(text: str, expected: str) -> None:
+    assert expand(text, {"A": "a"}) == expected
+
+
+def test_what_a_variable_holds_is_not_expanded_again() -> None:
+    assert expand("${A}", {"A": "${B}", "B": "b"}) == "${B}"
+
+
+@pytest.mark.parametrize("text", ["${A", "${A-x}", "${}", "${1}", "${A:-${B:-x}}", "${A}${ A }"])
+def test_a_brace_that_begins_no_variable_is_a_problem(text: str) -> None:
+    with pytest.raises(PipelineError, match=f"^a `\\${{` in `{re.escape(text)}` begins no variable; expected"):
+        expand(text, {"A": "a", "B": "b"})
+
+
+def test_an_empty_variable_is_called_empty() -> None:
+    with pytest.raises(PipelineError, match=r"^the environment variable A in `\${A}` is empty. Set it, or write "):
+        expand("${A}", {"A": ""})
+
+
+def test_a_recipe_keeps_the_variables_it_names(write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"KIND": "sm", "ROWS": "pairs", "MODEL": "a/b"}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "small.yaml").write_text("stages: {b: {kind: base}}\nstore: ${STORE:-s}\n")
+    text = "extends: ${KIND}all.yaml\ndata: {d: '${ROWS}.jsonl', h: {hub: '${HUB:-x/y}', revision: '${REV:-v1}'}}\n"
+    recipe = load(write(text + "stages: {t: {kind: tune, data: d, model: '${MODEL}'}}\n"))
+    assert set(recipe.variables) == {
+        ("KIND", "sm", True),
+        ("ROWS", "pairs", True),
+        ("MODEL", "a/b", True),
+        ("HUB", "x/y", False),
+        ("REV", "v1", False),
+        ("STORE", "s", False),
+    }
+    assert (recipe.data["h"].hub, recipe.data["h"].revision, recipe.store) == ("x/y", "v1", "s")
+    assert recipe.resolved["stages"]["t"]["model"] == "${MODEL}", "a manifest says what the recipe says"
+
+
+def test_a_data_set_whose_variable_is_not_set_is_a_problem(write: Write) -> None:
+    with pytest.raises(PipelineError, match=r"^r.yaml:1: the environment variable NONE in `\${NONE}` is not set"):
+        load(write("data: {d: {hub: '${NONE}'}}\nstages: {b: {kind: base}}\n"))
+
+
+def test_a_variable_inside_braces_without_quotes_is_said_to_want_them(write: Write) -> None:
+    message = r"^r.yaml:1: not valid YAML: .*\. Put a text with \${NAME} in quotes where it stands inside {…} or \[…\]$"
+    with pytest.raises(PipelineError, match=message):
+        load(write("stages: {b: {kind: base, note: ${A:-b}}}\n"))
+    with pytest.raises(PipelineError, match=r"^r.yaml:1: not valid YAML: [^$]*$"):
+        load(write("stages: {b: {kind: base, note: [A}}\n"))
 
 
 def test_the_home_of_nobody_is_a_path_that_does_not_exist(write: Write) -> None:

@@ -19,8 +19,11 @@ _TOKENS = 512
 _FEWEST, _MOST, _ENOUGH_S = 4, 12, 2.0
 """Fewest and most trials of each format, and the seconds after which only the fewest are made."""
 _FEW_TOKENS, _HOPELESS = 16, 8.0
-"""Tokens of a first pair of trials, and how many times as long bf16 takes there when nothing more needs to be measured.
+"""Tokens of the first trials, and how many times as long bf16 takes there when nothing more needs to be measured.
 Where torch has no kernel for its products, one trial of all tokens may take half a minute."""
+_FIRST, _SECOND_LOOK = 2, 5
+"""First trials of each format, and further ones where bf16 looks hopeless: on a busy machine two of a millisecond may
+both be slow, and the measurement is remembered."""
 
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,8 +70,13 @@ def measure(width: int) -> Speed:
     inputs = torch.randn(_TOKENS, width, generator=own, requires_grad=True)
     weight = torch.randn(3 * width, width, generator=own, requires_grad=True)
     few = inputs[:_FEW_TOKENS].detach().requires_grad_()
-    speed = _fastest([(_seconds(few, weight, False), _seconds(few, weight, True)) for _ in range(2)])
-    if speed.bf16_ms > _HOPELESS * speed.fp32_ms:
+    first: list[tuple[float, float]] = []
+    for count in (_FIRST, _SECOND_LOOK):
+        first += [(_seconds(few, weight, False), _seconds(few, weight, True)) for _ in range(count)]
+        speed = _fastest(first)
+        if speed.bf16_ms <= _HOPELESS * speed.fp32_ms:
+            break
+    else:
         return speed
     for lower in (False, True):  # warm-up
         _seconds(inputs, weight, lower)

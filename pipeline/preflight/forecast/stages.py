@@ -34,7 +34,8 @@ from pipeline.preflight.forecast.machine import this_machine
 from pipeline.preflight.forecast.precision import precisions_of
 from pipeline.preflight.forecast.rewards import RewardShape
 from pipeline.preflight.forecast.rows import Lengths
-from pipeline.recipe.schema import Compute, Hardware
+from pipeline.recipe.hardware import Hardware
+from pipeline.recipe.schema import Compute
 from pipeline.stage import Kind, kind_of
 
 PPO_COPIES = 5.0
