@@ -27,9 +27,9 @@ _ROW_FATES = {
 """What happened to rows, by the key that counts them in the manifest's `rows`."""
 _IMPLICIT = f"""\
 The folder holds two causal language models: the policy here, and the reference in `{REFERENCE_FOLDER}/`. The reward of
-an answer is beta times the difference of their log-probabilities, summed over its tokens, the end token included
-(arXiv:2305.18290, section 5). It says which of two answers to one prompt is better; scores of different prompts have no
-common zero. A stage of trueup takes the folder as its `reward`. In transformers:
+an answer is beta times the policy's log-probability less reference_weight times the reference's, summed over its
+tokens, the end token included (arXiv:2305.18290, section 5). It says which of two answers to one prompt is better;
+scores of different prompts have no common zero. A stage of trueup takes the folder as its `reward`. In transformers:
 """
 _PURPOSE = {
     "model": "A causal language model",
@@ -189,7 +189,7 @@ def _comparing(files: set[str]) -> list[str]:
         "tokenizer = AutoTokenizer.from_pretrained(path)",
         "policy = AutoModelForCausalLM.from_pretrained(path)",
         f'reference = AutoModelForCausalLM.from_pretrained(path + "/{REFERENCE_FOLDER}")',
-        f'beta = json.load(open(path + "/{SETTINGS_FILE}"))["beta"]',
+        f'settings = json.load(open(path + "/{SETTINGS_FILE}"))',
         *texts,
         'first = tokenizer(prompt, add_special_tokens=False)["input_ids"]',
         'ids = torch.tensor([first + tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]])',
@@ -201,7 +201,8 @@ def _comparing(files: set[str]) -> list[str]:
         "    return logprobs.gather(1, ids[0, 1:, None])[len(first) - 1 :].sum().item()",
         "",
         "",
-        "print(beta * (logprob(policy) - logprob(reference)))",
+        'ratio = logprob(policy) - settings["reference_weight"] * logprob(reference)',
+        'print(settings["beta"] * ratio)',
     ]
 
 

@@ -2,7 +2,7 @@
 
     config.json, *.safetensors, tokenizer…    the policy, a causal language model with its tokenizer
     reference/                                the reference, the same way
-    implicit_reward.json                      {"version": 1, "beta": 0.2}
+    implicit_reward.json                      {"version": 1, "beta": 0.2, "reference_weight": 1.0}
 
 Owns names and format. Knows nothing of tensors or of the layout of a store.
 """
@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.errors import PipelineError, Problem
 
@@ -34,14 +35,26 @@ def model_files(folder: Path) -> Iterator[Path]:
     yield from sorted({file for pattern in MODEL_FILES for file in folder.glob(pattern) if file.is_file()})
 
 
-def write_settings(folder: Path, beta: float) -> None:
+class ImplicitSettings(NamedTuple):
+    """What joins policy and reference into a reward.
+
+    Attributes:
+        beta: factor of the reward.
+        reference_weight: weight of the reference's log-probability, 0 to 1.
+    """
+
+    beta: float
+    reference_weight: float = 1.0
+
+
+def write_settings(folder: Path, settings: ImplicitSettings) -> None:
     """Write the settings of an implicit reward into its folder."""
-    text = json.dumps({"version": VERSION, "beta": beta}, indent=2) + "\n"
+    text = json.dumps({"version": VERSION, **settings._asdict()}, indent=2) + "\n"
     (folder / SETTINGS_FILE).write_text(text, encoding="utf-8")
 
 
-def beta_of(folder: Path) -> float | None:
-    """Return β of an implicit reward; None if the folder holds another model.
+def settings_of(folder: Path) -> ImplicitSettings | None:
+    """Return the settings of an implicit reward; None if the folder holds another model.
 
     Raises:
         PipelineError: the settings cannot be read, or a newer trueup wrote them.
@@ -51,12 +64,17 @@ def beta_of(folder: Path) -> float | None:
         return None
     remedy = "make the implicit reward again, or pull it again"
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        version, beta = settings["version"], float(settings["beta"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PipelineError(Problem(f"{file} cannot be read", "`version` and `beta` as JSON", remedy)) from error
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        version = stored["version"]
+        settings = ImplicitSettings(float(stored["beta"]), float(stored.get("reference_weight", 1.0)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        expected = "`version` and `beta` as JSON"
+        raise PipelineError(Problem(f"{file} cannot be read", expected, remedy)) from error
     if version != VERSION:
         raise PipelineError(Problem(f"{file} is of version {version}", f"version {VERSION}", "update trueup"))
-    if not (math.isfinite(beta) and beta > 0):
-        raise PipelineError(Problem(f"{file} has beta {beta}", "a number above 0", remedy))
-    return beta
+    if not (math.isfinite(settings.beta) and settings.beta > 0):
+        raise PipelineError(Problem(f"{file} has beta {settings.beta}", "a number above 0", remedy))
+    if not 0 <= settings.reference_weight <= 1:
+        statement = f"{file} has reference_weight {settings.reference_weight}"
+        raise PipelineError(Problem(statement, "a number from 0 to 1", remedy))
+    return settings

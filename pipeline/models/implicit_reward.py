@@ -3,7 +3,8 @@
 Owns the pair of models: how it is loaded, and its arithmetic. Knows nothing of prompts or of the use of the scores.
 
 Reference: Rafailov et al. 2023, arXiv:2305.18290, equation 5: r(x, y) = β log π(y|x) / π_ref(y|x) + β log Z(x). We
-leave out Z, which all responses to one prompt share.
+leave out Z, which all responses to one prompt share. With a weight below 1 on the reference the reward also holds the
+policy's own log-probability, which is what sharpening rewards: Huang et al. 2024, arXiv:2412.01951.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from typing import TYPE_CHECKING, Unpack
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
-from pipeline.artifacts.implicit_reward import MODEL_FILES, REFERENCE_FOLDER, SETTINGS_FILE, beta_of
+from pipeline.artifacts.implicit_reward import (
+    MODEL_FILES,
+    REFERENCE_FOLDER,
+    SETTINGS_FILE,
+    ImplicitSettings,
+    settings_of,
+)
 from pipeline.models.forward import context_limit
 from pipeline.models.load.pretrained import WeightOptions, explained, load_causal_lm, quiet, source_of
 from pipeline.models.logprobs import response_logprobs
@@ -34,12 +41,12 @@ class ImplicitReward:
     Attributes:
         policy: the preference-trained causal language model.
         reference: the causal language model it is compared with.
-        beta: factor of the log-ratio, the β of DPO.
+        settings: factor of the log-ratio, and weight of the reference in it.
     """
 
     policy: PreTrainedModel
     reference: PreTrainedModel
-    beta: float
+    settings: ImplicitSettings
 
     @property
     def models(self) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -51,10 +58,10 @@ class ImplicitReward:
         """The longest prompt and response together that both models can read, in tokens; None without a limit."""
         return min((limit for limit in map(context_limit, self.models) if limit is not None), default=None)
 
-    def rewards(
+    def token_rewards(
         self, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, token_budget: int, precision: str
-    ) -> list[float]:
-        """Return β times the log-ratio of each response, summed over its tokens; 0 for an empty response.
+    ) -> list[list[float]]:
+        """Return β · (log π_policy − w · log π_reference) of each token of each response, w the reference's weight.
 
         Args:
             prompts: token ids, one non-empty list per row.
@@ -69,7 +76,11 @@ class ImplicitReward:
             response_logprobs(model, prompts, responses, token_budget=token_budget, precision=precision)
             for model in self.models
         )
-        return [self.beta * (sum(own) - sum(other)) for own, other in zip(policy, reference, strict=True)]
+        beta, weight = self.settings
+        return [
+            [beta * (one - weight * other) for one, other in zip(own, others, strict=True)]
+            for own, others in zip(policy, reference, strict=True)
+        ]
 
 
 def load_implicit_reward(
@@ -83,13 +94,13 @@ def load_implicit_reward(
         weights: how the weights are held; with `zero3` both models are sharded, and every rank must call this.
 
     Raises:
-        PipelineError: as `load_causal_lm` and `beta_of`.
+        PipelineError: as `load_causal_lm` and `settings_of`.
     """
     if not is_implicit_reward(model_input):
         return None
     folder = local_folder(model_input)
-    beta = beta_of(folder)
-    assert beta is not None, "it has its settings"
+    settings = settings_of(folder)
+    assert settings is not None, "it has its settings"
     places = (folder, folder / REFERENCE_FOLDER)
     policy, reference = (
         load_causal_lm(
@@ -97,7 +108,7 @@ def load_implicit_reward(
         )
         for place in places
     )
-    return ImplicitReward(policy, reference, beta)
+    return ImplicitReward(policy, reference, settings)
 
 
 def is_implicit_reward(model_input: ResolvedInput) -> bool:

@@ -65,9 +65,30 @@ def score(
             longer than its context.
     """
     if isinstance(model, ImplicitReward):
-        prompts, responses = [one.prompt_ids for one in answers], [one.response_ids for one in answers]
-        return model.rewards(prompts, responses, token_budget=token_budget, precision=precision)
+        return [sum(tokens) for tokens in token_scores(model, answers, token_budget=token_budget, precision=precision)]
     return sequence_scores(model, [one.ids for one in answers], pad_id, token_budget=token_budget, precision=precision)
+
+
+def token_scores(
+    model: ImplicitReward,
+    answers: Sequence[PromptedResponse],
+    *,
+    token_budget: int = TOKEN_BUDGET,
+    precision: str = "fp32",
+) -> list[list[float]]:
+    """Return the share of each response token in the score of `score`; none for an empty response.
+
+    Args:
+        model: the implicit reward.
+        answers: prompts, each with a response.
+        token_budget: padded tokens in one forward pass.
+        precision: compute precision, if it is lower than that of the weights.
+
+    Raises:
+        PipelineError: a prompt is empty, or longer with its response than the model's context.
+    """
+    prompts, responses = [one.prompt_ids for one in answers], [one.response_ids for one in answers]
+    return model.token_rewards(prompts, responses, token_budget=token_budget, precision=precision)
 
 
 def sequence_scores(

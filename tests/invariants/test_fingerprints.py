@@ -75,6 +75,7 @@ OTHER_VALUES: dict[str, Any] = {
     "against": "random",
     "endpoint": {"url": "http://h/v1", "model": "n"},
     "pairs_per_prompt": 3,
+    "reference_weight": 0.5,
 }
 NESTED_VALUES: dict[str, Any] = {
     "mode": "packed",

@@ -20,7 +20,7 @@ import torch
 from ranks import be_rank, run_ranks
 from safetensors.torch import load_file
 
-from pipeline.artifacts.implicit_reward import write_settings
+from pipeline.artifacts.implicit_reward import ImplicitSettings, write_settings
 from pipeline.models.implicit_reward import load_implicit_reward
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.models.load.adapters import attach
@@ -223,7 +223,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _made("llama", LARGE).save_pretrained(made / "large")
     _made("llama", SMALL["llama"]).save_pretrained(made / "pair")
     _made("qwen3", SMALL["qwen3"]).save_pretrained(made / "pair" / "reference")  # only the tokenizer must be the same
-    write_settings(made / "pair", 1.0)
+    write_settings(made / "pair", ImplicitSettings(1.0))
     return made
 
 

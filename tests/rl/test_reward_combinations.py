@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from pipeline.rl.rewards.sources import RewardSources, combine
+from pipeline.rl.rewards.sources import RewardSources, Sample, TokenScorer, combine
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,17 @@ def test_a_reward_that_does_not_apply_is_left_out_of_every_combination() -> None
     for how, expected in (("sum", [2.0, 11.0]), ("min", [2.0, 3.0])):
         sources = RewardSources(("a", "b"), (2.0, 3.0), (), how)
         assert sources.combined(parts) == expected
+
+
+def test_what_tokens_earned_is_weighted_and_what_functions_give_is_in_the_whole_alone() -> None:
+    class Shares(TokenScorer):
+        def by_token(self, samples: Any) -> list[list[float]]:
+            return [[0.5 * token for token in sample.response_ids] for sample in samples]
+
+    samples = [Sample({}, (1,), (2, 4), "a"), Sample({}, (1,), (6,), "b")]
+    implicit: Any = Shares(None)  # type: ignore[arg-type]
+    sources = RewardSources(("rm", "f"), (2.0, 10.0), (implicit, lambda samples, offered: [1.0, math.nan]))
+    assert sources.has_token_rewards
+    assert sources.by_token(samples) == ([2 * 3.0 + 10.0, 2 * 3.0], [[2.0, 4.0], [6.0]])
+    assert sources(samples) == sources.by_token(samples)[0]
+    assert not RewardSources(("f",), (1.0,), (lambda samples, offered: [1.0, 1.0],)).has_token_rewards

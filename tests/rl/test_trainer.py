@@ -160,6 +160,31 @@ def test_the_score_sits_on_the_last_token_that_was_sampled_and_the_penalty_on_ro
         assert episode.advantages_T.tolist() == [0.0] * (len(episode.response_ids) - 1) + [expected]
 
 
+def test_a_reward_given_token_by_token_sits_where_it_was_earned_and_the_rest_on_the_last_token() -> None:
+    def score(episodes: Sequence[Episode]) -> list[float]:  # each token earns its place, and the whole 1 more
+        for episode in episodes:
+            episode.earned_T = torch.arange(len(episode.response_ids)).float()
+        return [float(episode.earned_T.sum()) + 1.0 for episode in episodes]
+
+    def rewards_of(**more: Any) -> tuple[list[Episode], float]:  # V = 0 and lambda 0: an advantage is a token's reward
+        settings: dict[str, Any] = {"kl_coef": 0.0, "lam": 0.0, "whiten": False, "missing_eos_penalty": 1.5, **more}
+        trainer = trainer_of(score=score, rollout_batch=32, max_new_tokens=8, token_rewards=True, **settings)
+        return prepared(trainer), trainer.scale.deviation
+
+    episodes, _ = rewards_of(score_clip=0.0)
+    assert {len(episode.response_ids) for episode in episodes} >= {1, 8}
+    for episode in episodes:
+        length = len(episode.response_ids)
+        last = 1.0 if EOS in episode.response_ids else -0.5
+        assert episode.advantages_T.tolist() == [*range(length - 1), length - 1 + last]
+    scaled, deviation = rewards_of(score_clip=0.0, score_scaling="running")
+    for episode, plain in zip(scaled, episodes, strict=True):
+        torch.testing.assert_close(episode.advantages_T[:-1], plain.advantages_T[:-1] / deviation)
+    clipped, _ = rewards_of(score_clip=3.0)  # what is cut of the whole is taken from the last token
+    wholes = {float(episode.advantages_T.sum()) for episode in clipped if len(episode.response_ids) == 8}
+    assert wholes and wholes <= {3.0, 1.5}
+
+
 def test_whitened_rewards_keep_their_mean() -> None:
     settings: dict[str, Any] = {"kl_coef": 0.0, "lam": 0.0, "whiten": False, "score_clip": 0.0}
 

@@ -20,7 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.models.implicit_reward import ImplicitReward, load_implicit_reward
 from pipeline.models.load.pretrained import load_reward_model, load_tokenizer
 from pipeline.models.prompted_response import PromptedResponse
-from pipeline.models.scoring import score
+from pipeline.models.scoring import score, token_scores
 from pipeline.recipe import DataSource
 from pipeline.stage import ResolvedInput
 from pipeline.stages.implicit_reward import run as stage
@@ -85,7 +85,7 @@ def test_the_end_token_counts_and_an_empty_response_gives_nothing(
     made: ResolvedInput, load_plain: Any, chain: Any
 ) -> None:
     reward, tokenizer = load_implicit_reward(made), load_tokenizer(made)
-    assert reward is not None and reward.beta == BETA
+    assert reward is not None and reward.settings == (BETA, 1.0)
     ids = [5, 9, 12, 30, 7, tokenizer.eos_token_id]
     models = [load_plain(chain[name].path)[0] for name in ("dpo", "sft")]
     with torch.no_grad():
@@ -99,6 +99,20 @@ def test_the_end_token_counts_and_an_empty_response_gives_nothing(
     assert abs(expected[0] - expected[1]) > 1e-3  # else the end token would not show
 
 
+def test_a_weight_below_one_leaves_some_of_the_policy_s_own_likelihood(make: Run, load_plain: Any, chain: Any) -> None:
+    reward = load_implicit_reward(as_folder(make(reference_weight=0.25).out))
+    assert reward is not None and reward.settings == (BETA, 0.25)
+    ids = [5, 9, 12, 30, 7]
+    with torch.no_grad():
+        own_TV, other_TV = (
+            load_plain(chain[name].path)[0](torch.tensor([ids])).logits[0].log_softmax(-1) for name in ("dpo", "sft")
+        )
+    expected = [BETA * float(own_TV[t - 1, ids[t]] - 0.25 * other_TV[t - 1, ids[t]]) for t in (2, 3, 4)]
+    [tokens] = token_scores(reward, [PromptedResponse.of(ids[:2], ids[2:])])
+    assert tokens == pytest.approx(expected, abs=1e-5)
+    assert score(reward, [PromptedResponse.of(ids[:2], ids[2:])], 0) == [sum(tokens)]
+
+
 def test_the_artifact_stands_alone(make: Run, chain: Any, load_plain: Any, tmp_path: Path) -> None:
     ran = make()
     moved = Path(shutil.copytree(ran.out, tmp_path / "elsewhere"))
@@ -107,7 +121,8 @@ def test_the_artifact_stands_alone(make: Run, chain: Any, load_plain: Any, tmp_p
         weights = load_file(chain[name].path / "model.safetensors")
         assert all(torch.equal(weights[key], tensor) for key, tensor in load_file(folder / "model.safetensors").items())
         assert type(model).__name__ == "LlamaForCausalLM" and tokenizer.chat_template
-    assert json.loads((moved / "implicit_reward.json").read_text()) == {"version": 1, "beta": BETA}
+    settings = json.loads((moved / "implicit_reward.json").read_text())
+    assert settings == {"version": 1, "beta": BETA, "reference_weight": 1.0}
     assert not (moved / "README.md").exists() and not (moved / "metrics.jsonl").exists()  # those are of the dpo stage
     assert ran.outcome.result.summary == "no held-out pairs"
     answers = [PromptedResponse([5, 6, 7, 8], 2)]
@@ -195,6 +210,36 @@ def test_ppo_is_paid_by_it_and_its_value_function_starts_from_the_policy(
             ended += 1
     assert ended >= 3  # an answer that was cut has no end token, which `gain` counts
     assert ran.history[-1]["eval_watch"] == pytest.approx(ran.history[-1]["eval_reward"], abs=1e-6)
+
+
+def test_ppo_gets_it_token_by_token_where_asked(made: ResolvedInput, chain: Any, as_input: Any, run_stage: Run) -> None:
+    train = {"iterations": 2, "rollout_batch": 8, "minibatches": 1, "max_new_tokens": 12, "eval_every": 1}
+    data, inputs = {"data": chain.recipe.parent / "asks.jsonl"}, {"model": as_input(chain["sft"]), "reward": made}
+
+    def ran(expect: str = "done", **more: Any) -> Any:
+        chosen = {**inputs, "reward": more.pop("reward_model", made)}
+        config = {"train": {**train, **more}, "reward": ["taste"]}
+        return run_stage("ppo", config, data=data, inputs=chosen, expect=expect)
+
+    whole, tokens = ran(), ran(token_rewards=True)
+    first, other = (next(row for row in one.history if "return_mean" in row) for one in (whole, tokens))
+    assert first["reward"] == other["reward"]  # of the same first rollout
+    assert first["return_mean"] != other["return_mean"]
+    text = refusal(ran("failed", token_rewards=True, reward_model=as_input(chain["rm"])))
+    assert text.startswith("stage ppo: train.token_rewards is true, and no reward is an implicit one")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"reward_functions": ["f.py:f"]}, "train.token_rewards is true, and no reward is a model"),
+        ({"reward": ["a", "b"], "reward_combine": "min"}, "train.token_rewards is true, and reward_combine is min"),
+        ({"reward": ["a"]}, ""),
+    ],
+)
+def test_token_rewards_that_cannot_be_given_are_told_before_anything_runs(fields: Any, said: str) -> None:
+    config = PPOConfig(data="d", model="m", train={"token_rewards": True}, **fields)
+    assert [problem.found for problem in config.check()] == ([said] if said else [])
 
 
 def test_a_value_function_never_starts_from_an_implicit_reward(
@@ -298,6 +343,7 @@ def test_pairs_that_do_not_fit_are_told(make: Run, chain: Any, write_jsonl: Any,
         ("[]", "cannot be read"),
         ('{"version": 1, "beta": -1}', "has beta -1"),
         ('{"version": 1, "beta": NaN}', "has beta nan"),
+        ('{"version": 1, "beta": 1, "reference_weight": 1.5}', "has reference_weight 1.5"),
     ],
 )
 def test_broken_settings_are_told(made: ResolvedInput, settings: str, said: str) -> None:

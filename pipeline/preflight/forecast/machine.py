@@ -1,4 +1,6 @@
-"""This machine as a device: its first GPU and that GPU's memory, else the CPU and the memory the container may use.
+"""The device a stage is forecast for: a named one, or this machine.
+
+This machine is its first GPU with that GPU's memory, else the CPU and the memory the container may use.
 
 Imports no torch.
 """
@@ -13,9 +15,19 @@ from pathlib import Path
 
 from pipeline.estimate.devices import DEVICES, Device, peak_tflops
 from pipeline.machine.limits import memory_limit
+from pipeline.recipe.hardware import Hardware
+from pipeline.recipe.schema import Compute
 
 DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files of NVIDIA's and AMD's drivers, and of WSL's."""
+
+
+def device_of(compute: Compute) -> Device:
+    """Return the device a stage is forecast for: the one `compute.hardware` names, else this machine's."""
+    asked = compute.hardware
+    if asked is not None:
+        return (Hardware(name=asked) if isinstance(asked, str) else asked).device
+    return this_machine(gpu=compute.device in ("auto", "cuda"))
 
 
 @cache

@@ -30,11 +30,10 @@ from pipeline.kind.traits import Workload
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.plan import PlannedStage
 from pipeline.preflight.forecast.batches import micro_batch_of, rows_asked, steps_of
-from pipeline.preflight.forecast.machine import this_machine
+from pipeline.preflight.forecast.machine import device_of
 from pipeline.preflight.forecast.precision import precisions_of
 from pipeline.preflight.forecast.rewards import RewardShape
 from pipeline.preflight.forecast.rows import Lengths
-from pipeline.recipe.hardware import Hardware
 from pipeline.recipe.schema import Compute
 from pipeline.stage import Kind, kind_of
 
@@ -127,14 +126,6 @@ class Forecast:
         if self.hours is None or not self.device.usd_per_hour:
             return None
         return self.hours * self.device.usd_per_hour * self.processes
-
-
-def device_of(compute: Compute) -> Device:
-    """Return the device a stage is forecast for: the one `compute.hardware` names, else this machine's."""
-    asked = compute.hardware
-    if asked is not None:
-        return (Hardware(name=asked) if isinstance(asked, str) else asked).device
-    return this_machine(gpu=compute.device in ("auto", "cuda"))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pipeline.parallel.ranks import Ranks
 from pipeline.rl.ppo.advantage import gae, kl_estimate, masked_moments, token_rewards, whiten
 from pipeline.rl.ppo.control import ScoreScale
 from pipeline.rl.ppo.settings import PPOSettings
-from pipeline.rl.ppo.shaping import shaped_scores
+from pipeline.rl.ppo.shaping import earned_rewards, shaped_scores
 from pipeline.rl.rollout.episodes import Episode, padded
 
 
@@ -42,8 +42,7 @@ def estimate(
     Returns:
         `return_mean`, `return_std`, `explained_variance`, `score_clipfrac` (fraction of clipped scores).
     """
-    s = settings
-    raw = [episode.score for episode in episodes]
+    s, raw = settings, [episode.score for episode in episodes]
     if is_first and s.score_center == "reference":
         total, count = ranks.all_reduce_sum(sum(raw), float(len(raw)))
         scale.center = total / count
@@ -53,9 +52,10 @@ def estimate(
     values_BT, _ = padded([episode.values_T for episode in episodes])
     kl_BT = torch.zeros_like(old_BT)
     if price:
-        reference_BT, _ = padded([episode.reference_T for episode in episodes])
-        kl_BT = kl_estimate(old_BT, reference_BT, "k1")
-    rewards_BT = token_rewards(torch.tensor(shaped), kl_BT, mask_BT, price)
+        kl_BT = kl_estimate(old_BT, padded([episode.reference_T for episode in episodes])[0], "k1")
+    earned_BT = earned_rewards(episodes, scale, s) if s.token_rewards else torch.zeros_like(old_BT)
+    at_last_B = torch.tensor(shaped) - earned_BT.sum(dim=1)
+    rewards_BT = token_rewards(at_last_B, kl_BT, mask_BT, price) + earned_BT
     if s.whiten_rewards:
         rewards_BT = whiten(rewards_BT, mask_BT, ranks, shift_mean=False)
     after_B = torch.tensor([0.0 if episode.ended else episode.after for episode in episodes])
@@ -68,8 +68,8 @@ def estimate(
     for row, episode in enumerate(episodes):
         length = len(episode.response_ids)
         episode.advantages_T, episode.returns_T = advantages_BT[row, :length], returns_BT[row, :length]
-    clipped_scores = sum(scale.is_cut(score, scale=s.score_scaling == "running", clip=s.score_clip) for score in raw)
-    clipped, count = ranks.all_reduce_sum(float(clipped_scores), float(len(raw)))
+    cut = sum(scale.is_cut(score, scale=s.score_scaling == "running", clip=s.score_clip) for score in raw)
+    clipped, count = ranks.all_reduce_sum(float(cut), float(len(raw)))
     return {
         "return_mean": mean,
         "return_std": variance**0.5,

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.errors import Problem
-from pipeline.stage import Runtime, StageConfig
+from pipeline.stage import Added, Runtime, StageConfig
 
 
 class PPOSettings(StageConfig):
@@ -67,6 +67,8 @@ class PPOSettings(StageConfig):
         score_clip: scores are clipped to ± this; 0 does not clip.
         score_scaling: `running` divides scores by their running standard deviation.
         score_center: `reference` subtracts the mean score of the reference's own responses, measured once.
+        token_rewards: give an implicit reward token by token, to each its share of the log-ratio, instead of all at the
+            last token (Zhong et al. 2024, arXiv:2404.18922); the sum over a response is the same.
         ptx_coef: weight of a language-model loss on `ptx_data`, in the same optimizer step (PPO-ptx, InstructGPT
             equation 2).
         ptx_batch: conversations of `ptx_data` per optimizer step.
@@ -115,6 +117,7 @@ class PPOSettings(StageConfig):
     score_clip: float = Field(default=10.0, ge=0)
     score_scaling: Literal["none", "running"] = "none"
     score_center: Literal["none", "reference"] = "none"
+    token_rewards: Annotated[bool, Added()] = False
     ptx_coef: float = Field(default=0.0, ge=0)
     ptx_batch: int = Field(default=8, ge=1)
     eval_every: int = Field(default=10, ge=1)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from pipeline.rl.ppo.control import ScoreScale
 from pipeline.rl.ppo.settings import PPOSettings
-from pipeline.rl.rollout.episodes import Episode
+from pipeline.rl.rollout.episodes import Episode, padded
 
 
 def shaped_scores(
     episodes: Sequence[Episode], scale: ScoreScale, settings: PPOSettings, *, has_ends: bool
 ) -> list[float]:
-    """Return the reward of each response, which is given at its last token.
+    """Return the reward of each response, all its tokens together.
 
     Args:
         episodes: scored episodes.
@@ -31,6 +33,18 @@ def shaped_scores(
             value -= s.missing_eos_penalty
         shaped.append(value - overlong_penalty(len(episode.response_ids), s.max_new_tokens, s.overlong_buffer))
     return shaped
+
+
+def earned_rewards(episodes: Sequence[Episode], scale: ScoreScale, settings: PPOSettings) -> Tensor:
+    """Return the part of the reward that each token earned, in the units of `shaped_scores`, padded, (B, T).
+
+    Args:
+        episodes: scored episodes with `earned_T`.
+        scale: centre and deviation of the scores so far.
+        settings: settings of the algorithm.
+    """
+    earned_BT, _ = padded([episode.earned_T for episode in episodes])
+    return earned_BT / scale.deviation if settings.score_scaling == "running" else earned_BT
 
 
 def overlong_penalty(length: int, longest: int, buffer: int) -> float:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, Problem
+from pipeline.models.implicit_reward import ImplicitReward
 from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.models.prompted_response import PromptedResponse
-from pipeline.models.scoring import score
+from pipeline.models.scoring import score, token_scores
 from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.plain_data import Row
 from pipeline.rl.rewards.fields import RewardFields
@@ -50,6 +51,25 @@ Scorer = Callable[[Sequence[Sample], Offered], list[float]]
 
 
 @dataclass(frozen=True)
+class TokenScorer:
+    """Scores samples by an implicit reward with the policy's tokenizer, so that each token has a share in the score.
+
+    Attributes:
+        model: the implicit reward.
+    """
+
+    model: ImplicitReward
+
+    def __call__(self, samples: Sequence[Sample], offered: Offered) -> list[float]:
+        """Return the score of each sample."""
+        return [sum(tokens) for tokens in self.by_token(samples)]
+
+    def by_token(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """Return the share of each token of each sample."""
+        return token_scores(self.model, [PromptedResponse.of(one.prompt_ids, one.response_ids) for one in samples])
+
+
+@dataclass(frozen=True)
 class RewardSources:
     """All rewards of a stage.
 
@@ -76,6 +96,30 @@ class RewardSources:
             PipelineError: a function raises, returns another number of values, or one that is not finite.
         """
         return {name: scorer(samples, {}) for name, scorer in zip(self.names, self.scorers, strict=True)}
+
+    def by_token(self, samples: Sequence[Sample]) -> tuple[list[float], list[list[float]]]:
+        """Return the combined reward of each sample, and the part of it that each of its tokens earned.
+
+        What rewards other than implicit ones give is in the first alone. The rewards must be combined by `sum`.
+        """
+        earned = [[0.0] * len(sample.response_ids) for sample in samples]
+        parts = {}
+        for name, scorer, weight in zip(self.names, self.scorers, self.weights, strict=True):
+            if not isinstance(scorer, TokenScorer):
+                parts[name] = scorer(samples, {})
+                continue
+            shares = scorer.by_token(samples)
+            parts[name] = [sum(tokens) for tokens in shares]
+            earned = [
+                [sum_ + weight * one for sum_, one in zip(sums, tokens, strict=True)]
+                for sums, tokens in zip(earned, shares, strict=True)
+            ]
+        return self.combined(parts), earned
+
+    @property
+    def has_token_rewards(self) -> bool:
+        """Whether a reward says how much each token earned."""
+        return any(isinstance(scorer, TokenScorer) for scorer in self.scorers)
 
     def combined(self, parts: dict[str, list[float]]) -> list[float]:
         """Weight and combine the rewards that apply; return one number per sample."""
@@ -193,6 +237,8 @@ def _model_scorer(
     if on_policy is not None:
         return on_policy
     model = open_scorer(ctx, source, own, zero3=zero3_config(ctx))
+    if same and isinstance(model, ImplicitReward):
+        return TokenScorer(model)
 
     def scores(samples: Sequence[Sample], offered: Offered) -> list[float]:
         if same:

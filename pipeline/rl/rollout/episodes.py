@@ -44,6 +44,7 @@ class Episode:
         ended: whether the response ends with an end token.
         text: text of the response.
         score: combined score of all rewards, before clipping and penalties.
+        earned_T: part of the score that each token earned; empty if all of it is given at the last token.
         old_T: log-probability of each response token under the policy that sampled it.
         sampled_T: the same as computed by the rollout engine; empty if the engine samples from the policy's own law.
         reference_T: the same under the reference; empty if not measured.
@@ -62,6 +63,7 @@ class Episode:
     ended: bool
     text: str
     score: float = 0.0
+    earned_T: Tensor = field(default_factory=lambda: torch.empty(0))
     old_T: Tensor = field(default_factory=lambda: torch.empty(0))
     sampled_T: Tensor = field(default_factory=lambda: torch.empty(0))
     reference_T: Tensor = field(default_factory=lambda: torch.empty(0))

@@ -9,7 +9,8 @@ Nothing is trained: the artifact holds both models, and every stage that takes a
     ppo: {kind: ppo, data: prompts, model: sft, reward: rm}
 
 Reference: Rafailov et al. 2023, arXiv:2305.18290, section 5; as a reward for reinforcement learning Zhong et al. 2024,
-arXiv:2404.18922; for a policy that any of these losses trained Yuan et al. 2024, arXiv:2412.01981.
+arXiv:2404.18922; for a policy that any of these losses trained Yuan et al. 2024, arXiv:2412.01981. A likelihood as a
+reward (`reference_weight` below 1): Huang et al. 2024, arXiv:2412.01951.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class Config(StageConfig):
         policy: the language model that learnt the preferences.
         reference: the language model it is compared with: the one it learnt them from.
         beta: factor of the log-ratio: the β that the policy was trained with.
+        reference_weight: weight w of the reference, 0 to 1: r = β · (log π_policy − w · log π_reference). Below 1, what
+            both models find unlikely costs reward, so that the policy trained on it does not wander there; longer
+            responses then cost a little too.
         test: held-out pairs for the report.
         group_by: column to report accuracy by. Columns `gold_chosen` and `gold_rejected`, where the rows have them,
             are true scores: agreement with them is reported.
@@ -40,6 +44,7 @@ class Config(StageConfig):
     policy: Annotated[str, Input(external=True)]
     reference: Annotated[str, Input(external=True)]
     beta: float = Field(gt=0, allow_inf_nan=False)
+    reference_weight: float = Field(default=1.0, ge=0, le=1)
     test: Annotated[str | None, Data("preference")] = None
     group_by: str | None = None
     property_column: str | None = None

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.artifacts.implicit_reward import REFERENCE_FOLDER, model_files, write_settings
+from pipeline.artifacts.implicit_reward import REFERENCE_FOLDER, ImplicitSettings, model_files, write_settings
 from pipeline.artifacts.provenance import descended
 from pipeline.errors import PipelineError, Problem
 from pipeline.evaluation.judging import card_summary
@@ -42,7 +42,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ctx.phase("writing the policy and the reference")
     _take(policy, ctx.out)
     _take(reference, ctx.out / REFERENCE_FOLDER)
-    write_settings(ctx.out, config.beta)
+    write_settings(ctx.out, ImplicitSettings(config.beta, config.reference_weight))
     _note_other_beta(ctx, policy, config.beta)
     for text in ctx.warnings:
         ctx.note(f"warning: {text}")

@@ -71,6 +71,12 @@ class Config(RewardFields):
         if (self.train.ptx_coef > 0) != (self.ptx_data is not None):
             statement = "ptx_data without train.ptx_coef" if self.ptx_data else "train.ptx_coef without ptx_data"
             problems.append(Problem(statement, "both or neither"))
+        if self.train.token_rewards and not self.reward:
+            statement = "train.token_rewards is true, and no reward is a model"
+            problems.append(Problem(statement, "a stage of kind implicit_reward in `reward`", "leave it out"))
+        if self.train.token_rewards and self.reward_combine != "sum":
+            statement = f"train.token_rewards is true, and reward_combine is {self.reward_combine}"
+            problems.append(Problem(statement, "sum: only a sum can be given token by token"))
         if self.value == "adapter" and (self.adapter is None or self.layout == "separate"):
             statement = "value is adapter" + (
                 " without an adapter" if self.adapter is None else " with layout: separate"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.forward import context_limit
 from pipeline.models.generate.decode import GenerationSettings
@@ -92,6 +94,9 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
     rewards = load_rewards(
         ctx, config, tokenizer, lambda source: scorer_on_trunk(ctx, policy, source, tokenizer.pad_token_id)
     )
+    if config.train.token_rewards and not rewards.has_token_rewards:
+        statement = "train.token_rewards is true, and no reward is an implicit one with the policy's tokenizer"
+        raise PipelineError(Problem(statement, "a stage of kind implicit_reward in `reward`", stage=ctx.name))
     watched = load_watched(ctx, config.watch, config.watch_functions, tokenizer)
     ranks = Ranks.current()
     train_engine = sharded_engine(ctx, config, policy, ranks)
@@ -106,7 +111,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
         policy=policy,
         settings=config.train,
         prompts=prompts,
-        score=_score_of(rewards),
+        score=_score_of(rewards, by_token=config.train.token_rewards),
         engine=engine,
         generation=generation,
         decode_text=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
@@ -141,9 +146,16 @@ def _engine(ctx: StageContext, config: Config, policy: Policy, longest: int) -> 
     return BatchedEngine(say=ctx.note) if name == "batched" else GenerateEngine(ctx.note)
 
 
-def _score_of(rewards: RewardSources) -> Score:
+def _score_of(rewards: RewardSources, *, by_token: bool = False) -> Score:
+    """Return the function that scores episodes; with ``by_token`` it also notes in them what each token earned."""
+
     def score(episodes: Sequence[Episode]) -> list[float]:
-        values: list[float] = rewards([Sample(e.row, e.prompt_ids, e.response_ids, e.text) for e in episodes])
+        samples = [Sample(e.row, e.prompt_ids, e.response_ids, e.text) for e in episodes]
+        if not by_token:
+            return rewards(samples)
+        values, earned = rewards.by_token(samples)
+        for episode, tokens in zip(episodes, earned, strict=True):
+            episode.earned_T = torch.tensor(tokens)
         return values
 
     return score
