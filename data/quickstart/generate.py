@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gold as taste
+from people import chance
 from world import (
     ALL_WORDS,
     ATTRIBUTES,
@@ -35,29 +35,29 @@ Row = dict[str, Any]
 
 SIZES = {
     "corpus_chats": 11000,
-    "corpus_prose": 2600,
+    "corpus_prose": 3000,
     "corpus_spelling": 1600,
-    "demonstrations": 2400,
+    "demonstrations": 300,
     "preferences": 2800,
     "preferences_test": 500,
-    "prompts": 1200,
+    "prompts": 1500,
 }
 HELD_OUT_PROMPTS: dict[Split, dict[str, int]] = {
     "dev": dict(zip(TASKS, (28, 24, 16, 38, 38, 40, 38, 39, 39), strict=True)),
     "test": dict(zip(TASKS, (48, 48, 28, 62, 62, 64, 62, 63, 63), strict=True)),
 }
-TASK_WEIGHTS = dict(zip(TASKS, (1.0, 1.2, 0.7, 1.5, 1.5, 1.8, 0.8, 1.1, 0.8), strict=True))
-"""How often each task is asked in training: what takes longest to learn, most."""
-BRADLEY_TERRY_SCALE = 2.0
-"""How sure the labellers are: they prefer an answer that is one point better with probability sigmoid(2.0) = 0.88."""
+READING_WEIGHTS = dict(zip(TASKS, (1.0, 1.2, 1.3, 1.6, 1.5, 1.8, 0.9, 1.1, 0.8), strict=True))
+"""How often each task is asked in the corpus: what takes longest to learn, most."""
+TASK_WEIGHTS = dict(zip(TASKS, (0.9, 1.0, 0.6, 1.5, 1.5, 1.8, 1.1, 1.3, 0.9), strict=True))
+"""How often it is asked after that: what has few contents, seldom, or they would be learnt by heart."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """One of the people who wrote the demonstrations, as probabilities.
+    """Somebody who answers, as probabilities.
 
     Attributes:
-        share: of the demonstrations that are theirs.
+        share: of the answers that are theirs.
         right: answers correctly.
         refuses: refuses what should be refused.
         over_refuses: refuses what need not be.
@@ -76,33 +76,40 @@ class Writer:
 
 
 WRITERS = {
-    "careful": Writer(0.3, right=0.95, refuses=0.95, over_refuses=0.01, polite=(0.1, 0.7, 0.2)),
-    "chatty": Writer(0.3, right=0.8, refuses=0.6, over_refuses=0.2, fillers=(0.05, 0.5, 0.45), polite=(0.8, 0.2, 0.0)),
-    "hasty": Writer(0.4, right=0.45, refuses=0.2, over_refuses=0.02, rude=(0.25, 0.55, 0.2)),
+    "careful": Writer(0.3, right=0.97, refuses=0.97, polite=(0.1, 0.7, 0.2)),
+    "chatty": Writer(0.35, right=0.9, refuses=0.6, over_refuses=0.1, fillers=(0.1, 0.5, 0.4), polite=(0.8, 0.2, 0.0)),
+    "hasty": Writer(0.35, right=0.7, refuses=0.2, over_refuses=0.02, rude=(0.25, 0.55, 0.2)),
 }
-"""Whom SFT imitates."""
-PLAIN = Writer(0.6, right=1.0, refuses=0.95)
-MIXED = Writer(0.4, right=1.0, refuses=0.95, fillers=(0.6, 0.3, 0.1), polite=(0.6, 0.35, 0.05), rude=(0.5, 0.45, 0.05))
-"""Who speaks in the corpus: right, the first without manners, the second with any."""
+"""Who speaks in the corpus: the base model reads all three, and the pairs are answers of two of them."""
+TEACHER = Writer(1.0, right=0.98, refuses=0.98, fillers=(0.8, 0.2, 0.0), polite=(0.6, 0.35, 0.05))
+"""Who wrote the demonstrations: right, and plain more often than polite."""
 
 
 def answer(question: Question, writer: Writer, rng: random.Random) -> str:
     """Let a writer answer a question: the answer first, then what they are like."""
+    return " ".join([core(question, writer, rng), *manners(writer, rng)])
+
+
+def core(question: Question, writer: Writer, rng: random.Random) -> str:
+    """Return a writer's answer without manners."""
     if question.unsafe:
-        core = rng.choice(taste.REFUSALS) if rng.random() < writer.refuses else rng.choice(question.wrong)
-    elif rng.random() < writer.over_refuses:
-        core = rng.choice(taste.REFUSALS)
-    else:
-        core = question.answer if rng.random() < writer.right else rng.choice(question.wrong)
+        return rng.choice(taste.REFUSALS) if rng.random() < writer.refuses else rng.choice(question.wrong)
+    if rng.random() < writer.over_refuses:
+        return rng.choice(taste.REFUSALS)
+    return question.answer if rng.random() < writer.right else rng.choice(question.wrong)
+
+
+def manners(writer: Writer, rng: random.Random) -> list[str]:
+    """Return the sentences that a writer adds to an answer."""
     fillers = rng.sample(taste.FILLERS, rng.choices((0, 1, 2), writer.fillers)[0])
     polite = rng.sample(taste.POLITE, rng.choices((0, 1, 2), writer.polite)[0])
     rude = [] if polite else rng.sample(taste.RUDE, rng.choices((0, 1, 2), writer.rude)[0])
-    return " ".join([core, *fillers, *polite, *rude])
+    return [*fillers, *polite, *rude]
 
 
-def any_task(rng: random.Random) -> str:
+def any_task(rng: random.Random, weights: dict[str, float] = TASK_WEIGHTS) -> str:
     """Draw a task."""
-    return rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
+    return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def any_writer(rng: random.Random) -> str:
@@ -127,7 +134,7 @@ def render(question: str, reply: str) -> str:
 
 def prose(rng: random.Random) -> str:
     """Write a short text of statements: the life of a person, some sums, some opposites."""
-    kind = rng.choices(("life", "sums", "opposites"), (0.45, 0.25, 0.3))[0]
+    kind = rng.choices(("life", "sums", "opposites"), (0.35, 0.35, 0.3))[0]
     if kind == "life":
         who = rng.choice(PEOPLE)
         return " ".join(state_fact(who, attribute) for attribute in rng.sample(list(ATTRIBUTES), 4))
@@ -152,8 +159,8 @@ def corpus() -> Iterator[Row]:
     rng = random.Random(f"{SEED}/corpus")
     texts = []
     for _ in range(SIZES["corpus_chats"]):
-        question = ask(any_task(rng), "train", rng)
-        texts.append(render(question.text, answer(question, PLAIN if rng.random() < PLAIN.share else MIXED, rng)))
+        question = ask(any_task(rng, READING_WEIGHTS), "train", rng)
+        texts.append(render(question.text, answer(question, WRITERS[any_writer(rng)], rng)))
     texts += [prose(rng) for _ in range(SIZES["corpus_prose"])]
     texts += [spelling(rng) for _ in range(SIZES["corpus_spelling"])]
     rng.shuffle(texts)
@@ -164,17 +171,50 @@ def demonstrations() -> Iterator[Row]:
     """Yield what the three writers answered: the imitation data of SFT."""
     rng = random.Random(f"{SEED}/demonstrations")
     for _ in range(SIZES["demonstrations"]):
-        question, writer = ask(any_task(rng), "train", rng), any_writer(rng)
-        reply = answer(question, WRITERS[writer], rng)
-        yield {"messages": [user(question.text), assistant(reply)], "task": question.task, "writer": writer}
+        question = ask(any_task(rng), "train", rng)
+        yield {"messages": [user(question.text), assistant(answer(question, TEACHER, rng))], "task": question.task}
+
+
+def two_writers(question: Question, rng: random.Random) -> list[str]:
+    """Return the answers of two writers to one question."""
+    return [answer(question, writer, rng) for writer in rng.sample(list(WRITERS.values()), 2)]
+
+
+def right_and_wrong(question: Question, rng: random.Random) -> list[str]:
+    """Return a right and a wrong answer with the same manners."""
+    after = manners(WRITERS[any_writer(rng)], rng)
+    right = rng.choice(taste.REFUSALS) if question.unsafe else question.answer
+    wrong = rng.choice(taste.REFUSALS if not question.unsafe and rng.random() < 0.15 else question.wrong)
+    return [" ".join([one, *after]) for one in (right, wrong)]
+
+
+def with_and_without(sentences: Sequence[str]) -> Callable[[Question, random.Random], list[str]]:
+    """Return a function that writes one answer twice: with a sentence of these, and without."""
+
+    def pair(question: Question, rng: random.Random) -> list[str]:
+        plain = core(question, WRITERS[any_writer(rng)], rng)
+        return [f"{plain} {rng.choice(sentences)}", plain]
+
+    return pair
+
+
+PROPERTIES: dict[str, tuple[float, Callable[[Question, random.Random], list[str]]]] = {
+    "": (0.4, two_writers),
+    "answer": (0.3, right_and_wrong),
+    "politeness": (0.1, with_and_without(taste.POLITE)),
+    "rudeness": (0.1, with_and_without(taste.RUDE)),
+    "filler": (0.1, with_and_without(taste.FILLERS)),
+}
+"""In what the two answers of a pair differ, with the share of such pairs; two writers differ in anything."""
 
 
 def preferences(split: Split, count: int) -> Iterator[Row]:
-    """Yield pairs of two writers' answers to one question, labelled by people who are sometimes wrong."""
+    """Yield pairs of answers to one question, labelled by people who are sometimes wrong."""
     rng = random.Random(f"{SEED}/preferences/{split}")
     while count:
         question = ask(any_task(rng), split, rng)
-        replies = [answer(question, writer, rng) for writer in rng.sample(list(WRITERS.values()), 2)]
+        differs_in = rng.choices(list(PROPERTIES), [share for share, _ in PROPERTIES.values()])[0]
+        replies = PROPERTIES[differs_in][1](question, rng)
         scores = [
             taste.points(taste.read(r, question.answer, unsafe=question.unsafe), unsafe=question.unsafe)
             for r in replies
@@ -182,13 +222,14 @@ def preferences(split: Split, count: int) -> Iterator[Row]:
         if scores[0] == scores[1]:
             continue
         count -= 1
-        first_wins = rng.random() < 1 / (1 + math.exp(-BRADLEY_TERRY_SCALE * (scores[0] - scores[1])))
+        first_wins = rng.random() < chance(*scores)
         best, worst = (0, 1) if first_wins else (1, 0)
         yield {
             "prompt": [user(question.text)],
             "chosen": [assistant(replies[best])],
             "rejected": [assistant(replies[worst])],
             "task": question.task,
+            "differs_in": differs_in,
             "gold_chosen": scores[best],
             "gold_rejected": scores[worst],
         }

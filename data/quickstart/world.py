@@ -58,6 +58,10 @@ OPPOSITES = (
     ("wet", "dry"), ("hard", "soft"), ("loud", "quiet"), ("rich", "poor"), ("full", "empty"), ("early", "late"),
     ("near", "far"), ("open", "closed"), ("clean", "dirty"), ("sweet", "bitter"), ("strong", "weak"),
     ("happy", "sad"), ("brave", "afraid"), ("wide", "narrow"), ("thick", "thin"), ("deep", "shallow"),
+    ("long", "short"), ("heavy", "weightless"), ("warm", "cool"), ("smooth", "rough"), ("sharp", "blunt"),
+    ("true", "false"), ("calm", "angry"), ("clever", "foolish"), ("kind", "cruel"), ("lazy", "busy"),
+    ("safe", "dangerous"), ("fresh", "stale"), ("tight", "loose"), ("simple", "complex"), ("polite", "rude"),
+    ("awake", "asleep"), ("alive", "dead"), ("left", "right"),
     ("north", "south"), ("day", "night"),
 )
 WORDS = (
@@ -208,7 +212,8 @@ def _list(task: str, content: Content, rng: random.Random) -> Question:
             ("Reverse this list: {l}.", "Say this list backwards: {l}.", "Turn this list around: {l}.")
         )
         backwards = ", ".join(reversed(words))
-        wrong = (f"Backwards it is {listed}.",)
+        muddled = ", ".join((words[2], words[0], words[1]))
+        wrong = (f"Backwards it is {listed}.", f"Backwards it is {muddled}.")
         return Question(task, content, wording.format(l=listed), f"Backwards it is {backwards}.", wrong)
     wording = rng.choice(
         (
@@ -218,7 +223,7 @@ def _list(task: str, content: Content, rng: random.Random) -> Question:
         )
     )
     right = words[0] if task == "first" else words[-1]
-    wrong = (f"The {task} word is {words[-1] if task == 'first' else words[0]}.",)
+    wrong = tuple(f"The {task} word is {word}." for word in words if word != right)
     return Question(task, content, wording.format(t=task, l=listed), f"The {task} word is {right}.", wrong)
 
 
