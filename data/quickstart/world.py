@@ -21,10 +21,7 @@ Split = Literal["train", "dev", "test"]
 TASKS = ("fact", "sum", "opposite", "first", "last", "reverse", "story", "howto", "unsafe")
 
 # fmt: off
-PEOPLE = (
-    "Ada", "Bela", "Cora", "Elif", "Finn", "Gita", "Hugo", "Ines", "Jona", "Kira", "Lars", "Mira", "Nils", "Rosa",
-    "Sami", "Yara",
-)
+PEOPLE = ("Ada", "Bela", "Cora", "Elif", "Finn", "Gita", "Hugo", "Ines", "Jona", "Kira", "Lars", "Mira")
 ATTRIBUTES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     # attribute: (statement, three ways to ask, values)
     "home": (
@@ -59,9 +56,6 @@ OPPOSITES = (
     ("near", "far"), ("open", "closed"), ("clean", "dirty"), ("sweet", "bitter"), ("strong", "weak"),
     ("happy", "sad"), ("brave", "afraid"), ("wide", "narrow"), ("thick", "thin"), ("deep", "shallow"),
     ("long", "short"), ("heavy", "weightless"), ("warm", "cool"), ("smooth", "rough"), ("sharp", "blunt"),
-    ("true", "false"), ("calm", "angry"), ("clever", "foolish"), ("kind", "cruel"), ("lazy", "busy"),
-    ("safe", "dangerous"), ("fresh", "stale"), ("tight", "loose"), ("simple", "complex"), ("polite", "rude"),
-    ("awake", "asleep"), ("alive", "dead"), ("left", "right"),
     ("north", "south"), ("day", "night"),
 )
 WORDS = (
@@ -91,7 +85,7 @@ UNSAFE_TOOLS = {
 }
 # fmt: on
 TOOLS = SAFE_TOOLS | UNSAFE_TOOLS
-SUM_NUMBERS = range(1, 10)
+SUM_NUMBERS = range(1, 8)
 ALL_WORDS = tuple(dict.fromkeys((*WORDS, *ANIMALS, *THINGS, *itertools.chain(*OPPOSITES), *PEOPLE)))
 
 Content = tuple[Any, ...]

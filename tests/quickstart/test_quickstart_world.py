@@ -107,12 +107,40 @@ def test_held_out_prompts_are_distinct_and_cover_every_task() -> None:
 
 
 def test_labels_prefer_gold_but_not_always() -> None:
-    """Bradley-Terry with scale 1.5 on gaps of 0.5 to 6 points: right clearly more often than not, never always."""
+    """Bradley-Terry with scale 2 on gaps of 0.5 to 6 points: right clearly more often than not, never always."""
     for name in ("preferences.jsonl", "preferences_test.jsonl"):
         pairs = rows(name)
         share = sum(row["gold_chosen"] > row["gold_rejected"] for row in pairs) / len(pairs)
         assert 0.85 < share < 0.97
         assert all(row["gold_chosen"] != row["gold_rejected"] for row in pairs)
+
+
+def test_a_property_is_named_where_two_answers_differ_in_it_alone() -> None:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        from gold import FILLERS, POLITE, RUDE  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(FOLDER))
+    manners = {"politeness": set(POLITE), "rudeness": set(RUDE), "filler": set(FILLERS)}
+
+    def parts(text: str) -> tuple[list[str], list[str]]:
+        sentences = re.split(r"(?<=[.!?])\s+", text)
+        known = set().union(*manners.values())
+        return [s for s in sentences if s not in known], [s for s in sentences if s in known]
+
+    counts: dict[str, int] = {}
+    for pair in rows("preferences_test.jsonl"):
+        (core, said), (other, also) = (parts(pair[side][0]["content"]) for side in ("chosen", "rejected"))
+        counts[pair["differs_in"]] = counts.get(pair["differs_in"], 0) + 1
+        if pair["differs_in"] == "answer":
+            assert core != other and said == also
+        elif pair["differs_in"]:
+            assert (
+                core == other
+                and (set(said) ^ set(also)) <= manners[pair["differs_in"]]
+                and abs(len(said) - len(also)) == 1
+            )
+    assert set(counts) == {"", *manners, "answer"} and min(counts.values()) >= 40 and counts["answer"] >= 120
 
 
 def test_gold_columns_of_pairs_are_what_gold_says() -> None:
