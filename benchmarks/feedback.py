@@ -129,13 +129,13 @@ def measure_feedback(store: Path, labels: int) -> None:
 
 def choice_recipe(folder: Path, labels: int, persons: int) -> str:
     """Write the recipe that learns from each choice of pairs; return its path."""
-    reward = {"kind": "reward", "data": "pairs", "test": "pairs_test", "model": "sft", "group_by": "task"}
+    reward = {"kind": "reward", "data": "writers", "test": "pairs_test", "model": "sft", "group_by": "task"}
     train = {"batch_size": 16, "learning_rate": 7.0e-4, "warmup_steps": 0.1}
     stages: dict[str, Any] = {name: {**reward, "seed": i, "train": train} for i, name in enumerate(JUDGES, start=1)}
     # A few more prompts than labels: some have no two different answers.
     stages["candidates"] = {"reward": list(JUDGES), "limit": labels + 20}
     stages |= {"labels": None, "dpo": None}
-    data: dict[str, Any] = {"compared": {"artifact": "candidates", "file": "candidates.jsonl"}, "preferred": None}
+    data: dict[str, Any] = {"writers": {"path": str(ROOT / "data" / "quickstart" / "preferences.jsonl")}, "compared": {"artifact": "candidates", "file": "candidates.jsonl"}, "liked": None}
     names = [f"{choice}_{person}" for choice in CHOICES for person in range(persons)]
     for name in names:
         choice, person = name.split("_")

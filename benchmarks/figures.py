@@ -33,6 +33,8 @@ FILE = ROOT / "docs" / "figures.json"
 PICTURE = ROOT / "docs" / "final-table.svg"
 DOCUMENTS = (ROOT / "README.md", ROOT / "data" / "quickstart" / "README.md", ROOT / "docs" / "log.md")
 OWN_SEED = 17
+NAMES = ("base", "sft", "dpo", "ppo")
+"""The models of the recipe, in the order of the chain."""
 _SPAN = re.compile(r"<!-- figures:(\w+) -->.*?<!-- /figures -->", re.DOTALL)
 _WIDTH = 124
 
@@ -77,7 +79,7 @@ def figures_of(store: Store) -> dict[str, Any]:
     judge = _newest(store, "rm").manifest.metrics
     models = {}
     for name, metrics in read(_newest(store, "report").path / "report.json").models.items():
-        known = {key: getattr(metrics, key) for key in ("win_rate", "correct", "kl")}
+        known = {key: getattr(metrics, key) for key in ("win_rate", "correct", "gold", "kl")}
         models[name] = {key: _bounds(estimate) for key, estimate in known.items() if estimate is not None}
         models[name]["gamed"] = metrics.is_gamed
     return {"gold_agreement": judge.get("gold_agreement"), "models": models}
@@ -128,17 +130,17 @@ def filled(text: str) -> str:
 def _seeds(figures: dict[str, Any]) -> str:
     """Return the table of all seeds."""
     rows = [
-        "| seed | base, greedy, correct | reward model agrees with gold | SFT correct | DPO correct "
-        "| DPO wins against SFT | PPO correct | PPO wins against SFT | gamed |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| seed | reward agrees with gold | base correct | SFT correct | DPO correct | DPO wins against SFT "
+        "| PPO correct | PPO wins against SFT | mean gold: base, SFT, DPO, PPO | gamed |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for seed, run in figures["seeds"].items():
         models = run["models"]
-        cells = [seed, _percent(models.get("base (greedy)", {}).get("correct")), _percent(run.get("gold_agreement"))]
-        cells.append(_percent(models.get("sft", {}).get("correct")))
-        for name in ("dpo", "ppo"):
-            cells += [_percent(models[name].get("correct")), _win(models[name])]
-        cells.append(", ".join(name for name, facts in models.items() if facts.get("gamed")) or "–")
+        cells = [seed, _percent(run.get("gold_agreement")), *(_percent(models[name]["correct"]) for name in NAMES[:2])]
+        for name in NAMES[2:]:
+            cells += [_percent(models[name]["correct"]), _win(models[name])]
+        cells.append(", ".join(f"{models[name]['gold']['value']:.2f}" for name in NAMES))
+        cells.append(", ".join(name for name in NAMES if models[name]["gamed"]) or "–")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n" + "\n".join(rows) + "\n"
 

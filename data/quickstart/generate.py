@@ -168,11 +168,11 @@ def corpus() -> Iterator[Row]:
 
 
 def demonstrations() -> Iterator[Row]:
-    """Yield what the three writers answered: the imitation data of SFT."""
+    """Yield what the teacher answered: the imitation data of SFT."""
     rng = random.Random(f"{SEED}/demonstrations")
     for _ in range(SIZES["demonstrations"]):
         question = ask(any_task(rng), "train", rng)
-        yield {"messages": [user(question.text), assistant(answer(question, TEACHER, rng))], "task": question.task}
+        yield {"messages": [user(question.text), assistant(answer(question, TEACHER, rng))]}
 
 
 def two_writers(question: Question, rng: random.Random) -> list[str]:

@@ -27,12 +27,12 @@ FEWER = {
     "stages.base.train.max_steps": 150,
     "stages.base.train.lr_scheduler_kwargs.num_decay_steps": 50,
     "stages.sft.train.max_steps": 20,
-    "stages.rm.train.max_steps": 20,
+    "stages.candidates.limit": 40,
     "stages.dpo.train.max_steps": 20,
     "stages.ppo.train.iterations": 12,
     "stages.ppo.train.eval_every": 4,
 }
-STAGES = ("tokenizer", "base", "sft", "rm", "dpo", "ppo", "report")
+STAGES = ("tokenizer", "base", "sft", "candidates", "people", "dpo", "rm", "ppo", "report")
 
 
 def _artifacts(store: Path) -> dict[str, Artifact]:
