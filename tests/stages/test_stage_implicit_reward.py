@@ -24,6 +24,7 @@ from pipeline.models.scoring import score, token_scores
 from pipeline.recipe import DataSource
 from pipeline.stage import ResolvedInput
 from pipeline.stages.implicit_reward import run as stage
+from pipeline.stages.implicit_reward.config import Config as ImplicitConfig
 from pipeline.stages.ppo.config import Config as PPOConfig
 from pipeline.stages.ppo.models import load_value_start
 from pipeline.training.reward_models import open_scorer
@@ -145,6 +146,19 @@ def test_an_adapter_s_own_files_stay_where_they_are(make: Run, chain: Any, as_in
     out = make(policy=as_folder(tuned.out, "tuned")).out
     assert (tuned.out / "adapter").is_dir() and not (out / "adapter").exists()
     assert (out / "model.safetensors").read_bytes() == (tuned.out / "model.safetensors").read_bytes()
+
+
+def test_one_model_with_a_lighter_reference_is_rewarded_by_its_likelihood(make: Run) -> None:
+    assert "are the same weights: every reward would be 0" in refusal(make(reference="dpo", expect="failed"))
+    reward = load_implicit_reward(as_folder(make(reference="dpo", reference_weight=0.25).out))
+    whole = load_implicit_reward(as_folder(make(reference_weight=0.0).out))
+    answers = [PromptedResponse([5, 9, 12, 30, 7], 2)]
+    assert reward is not None and whole is not None
+    assert score(reward, answers, 0) == pytest.approx([0.75 * score(whole, answers, 0)[0]], abs=1e-5)
+    alike = ImplicitConfig(policy="m", reference="m", beta=1.0)
+    found = "policy and reference are both `m`: every reward would be 0"
+    assert [problem.found for problem in alike.check()] == [found]
+    assert not ImplicitConfig(policy="m", reference="m", beta=1.0, reference_weight=0.5).check()
 
 
 def test_another_beta_than_the_policy_s_is_told(make: Run) -> None:
