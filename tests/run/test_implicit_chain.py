@@ -160,9 +160,11 @@ def test_token_rewards_are_refused_before_anything_runs_where_no_reward_can_be_g
     if is_made:
         runs(until="taste")
     asked = {"taste": "", "[rm, taste]": "", "rm": "another kind", "taste of another": "another tokenizer"}
+    asked["rm of now"] = "another kind, and not made yet"
     for reward, refused in asked.items():
         sets = [f"stages.ppo.reward={reward.partition(' of ')[0] if refused else reward}"]
         sets += ["stages.ppo.model=other"] if "tokenizer" in refused else []
+        sets += ["stages.rm.seed=5"] if "not made" in refused else []
         if not refused:
             assert runs.check(*sets)
             continue
