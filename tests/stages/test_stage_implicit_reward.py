@@ -243,6 +243,29 @@ def test_ppo_gets_it_token_by_token_where_asked(made: ResolvedInput, chain: Any,
     assert text.startswith("stage ppo: train.token_rewards is true, and no reward is an implicit one")
 
 
+def test_a_stopped_ppo_with_token_rewards_goes_on_to_the_same_policy(
+    made: ResolvedInput, chain: Any, as_input: Any, run_stage: Run, tmp_path: Path
+) -> None:
+    train = {"iterations": 3, "rollout_batch": 8, "minibatches": 1, "max_new_tokens": 12, "token_rewards": True}
+    data, inputs = {"data": chain.recipe.parent / "asks.jsonl"}, {"model": as_input(chain["sft"]), "reward": made}
+    config = {"train": {**train, "score_scaling": "running", "eval_every": 1}, "reward": ["taste"]}
+    whole = run_stage("ppo", config, data=data, inputs=inputs, name="whole")
+    out = tmp_path / "again"
+    run_stage("ppo", config, data=data, inputs=inputs, out=out, stopping=StopAfter(1), expect="stopped")
+    again = run_stage("ppo", config, data=data, inputs=inputs, out=out)
+    steps, before = (
+        [
+            {key: value for key, value in row.items() if "seconds" not in key}
+            for row in one.history
+            if "return_mean" in row
+        ]
+        for one in (again, whole)
+    )
+    assert steps == before and len(steps) == 3
+    weights = [load_file(one.out / "model.safetensors") for one in (again, whole)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
