@@ -156,8 +156,8 @@ def test_one_model_with_a_lighter_reference_is_rewarded_by_its_likelihood(make: 
     assert reward is not None and whole is not None
     assert score(reward, answers, 0) == pytest.approx([0.75 * score(whole, answers, 0)[0]], abs=1e-5)
     alike = ImplicitConfig(policy="m", reference="m", beta=1.0)
-    found = "policy and reference are both `m`: every reward would be 0"
-    assert [problem.found for problem in alike.check()] == [found]
+    said = "policy and reference are both `m`: every reward would be 0"
+    assert [problem.found for problem in alike.check()] == [said]
     assert not ImplicitConfig(policy="m", reference="m", beta=1.0, reference_weight=0.5).check()
 
 
