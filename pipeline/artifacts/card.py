@@ -27,8 +27,8 @@ _ROW_FATES = {
 """What happened to rows, by the key that counts them in the manifest's `rows`."""
 _IMPLICIT = f"""\
 The folder holds two causal language models: the policy here, and the reference in `{REFERENCE_FOLDER}/`. The reward of
-an answer is beta times the policy's log-probability less reference_weight times the reference's, summed over its
-tokens, the end token included (arXiv:2305.18290, section 5). It says which of two answers to one prompt is better;
+an answer is beta · (log π_policy − reference_weight · log π_reference), summed over its tokens, the end token included
+(arXiv:2305.18290, section 5); `{SETTINGS_FILE}` has both numbers. It says which of two answers to one prompt is better;
 scores of different prompts have no common zero. A stage of trueup takes the folder as its `reward`. In transformers:
 """
 _PURPOSE = {

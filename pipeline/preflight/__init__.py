@@ -31,6 +31,7 @@ from pipeline.preflight.checks.sources import (
     read_sources,
     report_problems,
 )
+from pipeline.preflight.checks.token_rewards import token_reward_problems
 from pipeline.preflight.checks.tokenizers import growing_embeddings, offline_notes, pair_problems
 from pipeline.preflight.checks.tokens import StageTokens, count_stage_tokens
 from pipeline.preflight.forecast import fitting_problems
@@ -107,6 +108,7 @@ def check_plan(
         *quantize_problems(everything),
         *merge_problems(plan),
         *pair_problems(plan),
+        *token_reward_problems(plan),
         *vllm_problems(plan),
         *_tensor_problems(plan, shapes),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from ranks import rendezvous
 from pipeline.errors import PipelineError
 from pipeline.launch.local import warm_up
 from pipeline.parallel.ranks import Ranks
-from pipeline.rl.rollout.episodes import Prompt
+from pipeline.rl.rollout.episodes import Episode, Prompt
+
+
+def by_token(episodes: Sequence[Episode]) -> list[float]:
+    """Give each token a share that its id decides, and the whole response 1 more."""
+    for episode in episodes:
+        episode.earned_T = torch.tensor(episode.response_ids) / 4
+    return [float(episode.earned_T.sum()) + 1.0 for episode in episodes]
+
 
 CASES: dict[str, dict[str, Any]] = {
     # Adam's epsilon keeps it from dividing rounding by rounding where a gradient is zero.
@@ -32,6 +41,10 @@ CASES: dict[str, dict[str, Any]] = {
     # One response in a minibatch: one process has none of it.
     "a process without a share": {"minibatches": 8, "epochs": 1, "adam_epsilon": 1e-3},
     "masked": {"truncation": "mask", "whiten_rewards": True, "kl_target": 0.01, "kl_horizon": 50, "adam_epsilon": 1e-3},
+    "token by token": {
+        **{"score": by_token, "token_rewards": True, "score_scaling": "running", "score_clip": 1.0},
+        **{"minibatches": 4, "adam_epsilon": 1e-3},
+    },
     # One held-out prompt: the second process has nothing to evaluate.
     "few held out": {"held_out": 1, "adam_epsilon": 1e-3},
 }
@@ -48,7 +61,7 @@ def run(case: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     held_out = [Prompt({"prompt": []}, prompt) for prompt in PROMPTS[: case.pop("held_out", 3)]]
     trainer = trainer_of(
         policy_of("lora"),
-        first_is_x,
+        case.pop("score", first_is_x),
         ranks=ranks,
         held_out=held_out,
         language_loss=_language_loss,

@@ -180,9 +180,13 @@ def test_a_reward_given_token_by_token_sits_where_it_was_earned_and_the_rest_on_
     scaled, deviation = rewards_of(score_clip=0.0, score_scaling="running")
     for episode, plain in zip(scaled, episodes, strict=True):
         torch.testing.assert_close(episode.advantages_T[:-1], plain.advantages_T[:-1] / deviation)
-    clipped, _ = rewards_of(score_clip=3.0)  # what is cut of the whole is taken from the last token
-    wholes = {float(episode.advantages_T.sum()) for episode in clipped if len(episode.response_ids) == 8}
-    assert wholes and wholes <= {3.0, 1.5}
+    clipped, _ = rewards_of(score_clip=3.0)
+    longest = [episode for episode in clipped if len(episode.response_ids) == 8]
+    assert longest
+    for episode in longest:  # 0 + 1 + … + 7 and 1 more are 29, of which 3 are left: 3/29 of what each token earned
+        last = 3 / 29 * 8 - (0.0 if EOS in episode.response_ids else 1.5)
+        expected = [*(3 / 29 * place for place in range(7)), last]
+        assert episode.advantages_T.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_whitened_rewards_keep_their_mean() -> None:

@@ -32,7 +32,8 @@ def extended(runs: Any, stages: str) -> Any:
 def test_a_chain_with_it_runs_and_its_card_s_code_gives_its_scores(
     finished: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = extended(finished, TASTE + AFTER)
+    weighted = TASTE.replace("beta: 0.5", "beta: 0.5, reference_weight: 0.6")
+    runs = extended(finished, weighted + AFTER.replace("eval_every: 1}", "eval_every: 1, token_rewards: true}"))
     runs(until="ppo")
     taste, ppo = (runs.store.artifacts(name)[-1] for name in ("taste", "ppo"))
     dpo = runs.store.artifacts("dpo")[-1].manifest
@@ -147,3 +148,28 @@ def test_no_training_starts_from_it(finished: Any) -> None:
     runs = extended(finished, TASTE + "  rm2: {kind: reward, data: pairs, model: taste}\n")
     [problem] = runs.problems()
     assert "model: `taste` is of kind implicit_reward; expected a stage that makes a model" in str(problem)
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+def test_token_rewards_are_refused_before_anything_runs_where_no_reward_can_be_given_so(
+    finished: Any, chain: Any, is_made: bool
+) -> None:
+    folder = Path(shutil.copytree(chain["sft"].path, finished.recipe.parent / "other"))
+    other_template(folder)
+    runs = extended(finished, TASTE + AFTER.replace("eval_every: 1}", "eval_every: 1, token_rewards: true}"))
+    if is_made:
+        runs(until="taste")
+    asked = {"taste": "", "[rm, taste]": "", "rm": "another kind", "taste of another": "another tokenizer"}
+    asked["rm of now"] = "another kind, and not made yet"
+    for reward, refused in asked.items():
+        sets = [f"stages.ppo.reward={reward.partition(' of ')[0] if refused else reward}"]
+        sets += ["stages.ppo.model=other"] if "tokenizer" in refused else []
+        sets += ["stages.rm.seed=5"] if "not made" in refused else []
+        if not refused:
+            assert runs.check(*sets)
+            continue
+        (problem,) = runs.problems(*sets)
+        assert problem.found == (
+            "train.token_rewards is true, and no reward is an implicit one with the policy's tokenizer"
+        )
+        assert problem.stage == "ppo" and problem.where

@@ -24,6 +24,7 @@ from pipeline.models.scoring import score, token_scores
 from pipeline.recipe import DataSource
 from pipeline.stage import ResolvedInput
 from pipeline.stages.implicit_reward import run as stage
+from pipeline.stages.implicit_reward.config import Config as ImplicitConfig
 from pipeline.stages.ppo.config import Config as PPOConfig
 from pipeline.stages.ppo.models import load_value_start
 from pipeline.training.reward_models import open_scorer
@@ -147,6 +148,19 @@ def test_an_adapter_s_own_files_stay_where_they_are(make: Run, chain: Any, as_in
     assert (out / "model.safetensors").read_bytes() == (tuned.out / "model.safetensors").read_bytes()
 
 
+def test_one_model_with_a_lighter_reference_is_rewarded_by_its_likelihood(make: Run) -> None:
+    assert "are the same weights: every reward would be 0" in refusal(make(reference="dpo", expect="failed"))
+    reward = load_implicit_reward(as_folder(make(reference="dpo", reference_weight=0.25).out))
+    whole = load_implicit_reward(as_folder(make(reference_weight=0.0).out))
+    answers = [PromptedResponse([5, 9, 12, 30, 7], 2)]
+    assert reward is not None and whole is not None
+    assert score(reward, answers, 0) == pytest.approx([0.75 * score(whole, answers, 0)[0]], abs=1e-5)
+    alike = ImplicitConfig(policy="m", reference="m", beta=1.0)
+    said = "policy and reference are both `m`: every reward would be 0"
+    assert [problem.found for problem in alike.check()] == [said]
+    assert not ImplicitConfig(policy="m", reference="m", beta=1.0, reference_weight=0.5).check()
+
+
 def test_another_beta_than_the_policy_s_is_told(make: Run) -> None:
     assert make().notes == []
     [note] = make(beta=1.0).notes
@@ -227,6 +241,29 @@ def test_ppo_gets_it_token_by_token_where_asked(made: ResolvedInput, chain: Any,
     assert first["return_mean"] != other["return_mean"]
     text = refusal(ran("failed", token_rewards=True, reward_model=as_input(chain["rm"])))
     assert text.startswith("stage ppo: train.token_rewards is true, and no reward is an implicit one")
+
+
+def test_a_stopped_ppo_with_token_rewards_goes_on_to_the_same_policy(
+    made: ResolvedInput, chain: Any, as_input: Any, run_stage: Run, tmp_path: Path
+) -> None:
+    train = {"iterations": 3, "rollout_batch": 8, "minibatches": 1, "max_new_tokens": 12, "token_rewards": True}
+    data, inputs = {"data": chain.recipe.parent / "asks.jsonl"}, {"model": as_input(chain["sft"]), "reward": made}
+    config = {"train": {**train, "score_scaling": "running", "eval_every": 1}, "reward": ["taste"]}
+    whole = run_stage("ppo", config, data=data, inputs=inputs, name="whole")
+    out = tmp_path / "again"
+    run_stage("ppo", config, data=data, inputs=inputs, out=out, stopping=StopAfter(1), expect="stopped")
+    again = run_stage("ppo", config, data=data, inputs=inputs, out=out)
+    steps, before = (
+        [
+            {key: value for key, value in row.items() if "seconds" not in key}
+            for row in one.history
+            if "return_mean" in row
+        ]
+        for one in (again, whole)
+    )
+    assert steps == before and len(steps) == 3
+    weights = [load_file(one.out / "model.safetensors") for one in (again, whole)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 @pytest.mark.parametrize(

@@ -73,5 +73,9 @@ class ScoreScale:
         """Return whether `apply` clips a score."""
         return bool(clip) and abs(self._scaled(score, scale=scale)) > clip
 
+    def kept_share(self, score: float, *, scale: bool, clip: float) -> float:
+        """Return the share of a centred and scaled score that clipping leaves: 1 if it does not clip."""
+        return clip / abs(self._scaled(score, scale=scale)) if self.is_cut(score, scale=scale, clip=clip) else 1.0
+
     def _scaled(self, score: float, *, scale: bool) -> float:
         return (score - self.center) / (self.deviation if scale else 1.0)

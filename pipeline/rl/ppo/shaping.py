@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pipeline.rl.ppo.control import ScoreScale
@@ -38,13 +39,17 @@ def shaped_scores(
 def earned_rewards(episodes: Sequence[Episode], scale: ScoreScale, settings: PPOSettings) -> Tensor:
     """Return the part of the reward that each token earned, in the units of `shaped_scores`, padded, (B, T).
 
+    Clipping a score scales the parts of its tokens alike. Else the last token would pay for what the others earned.
+
     Args:
         episodes: scored episodes with `earned_T`.
         scale: centre and deviation of the scores so far.
         settings: settings of the algorithm.
     """
+    is_scaled, clip = settings.score_scaling == "running", settings.score_clip
+    kept_B = torch.tensor([scale.kept_share(episode.score, scale=is_scaled, clip=clip) for episode in episodes])
     earned_BT, _ = padded([episode.earned_T for episode in episodes])
-    return earned_BT / scale.deviation if settings.score_scaling == "running" else earned_BT
+    return kept_B[:, None] * earned_BT / (scale.deviation if is_scaled else 1.0)
 
 
 def overlong_penalty(length: int, longest: int, buffer: int) -> float:

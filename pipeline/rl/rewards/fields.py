@@ -26,6 +26,9 @@ _ENTRY: JsonObject = {
 SHORT = WithJsonSchema({"anyOf": [*_ENTRY["anyOf"], {"type": "array", "items": _ENTRY}]})
 
 
+TOKEN_REWARDS_REMEDY = "add one, or remove `token_rewards`"
+
+
 class RewardFields(StageConfig):
     """Where a response's reward comes from.
 
@@ -66,3 +69,10 @@ class RewardFields(StageConfig):
 def rewards_given(config: RewardFields) -> list[str]:
     """Return the names of all rewards, models first: for metrics and messages."""
     return [*config.reward, *(spec.rpartition(":")[2] for spec in config.reward_functions)]
+
+
+def no_token_rewards() -> Problem:
+    """Return the problem that rewards are asked for token by token, and no reward can be given so."""
+    statement = "train.token_rewards is true, and no reward is an implicit one with the policy's tokenizer"
+    expected = "a stage of kind implicit_reward in `reward`, its policy trained from the same base"
+    return Problem(statement, expected, TOKEN_REWARDS_REMEDY)

@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError, Problem
 from pipeline.models.implicit_reward import ImplicitReward
 from pipeline.models.load.pretrained import load_tokenizer
 from pipeline.models.prompted_response import PromptedResponse
-from pipeline.models.scoring import score, token_scores
+from pipeline.models.scoring import finite, score, token_scores
 from pipeline.models.tokenizer.contract import disagreements, facts
 from pipeline.plain_data import Row
 from pipeline.rl.rewards.fields import RewardFields
@@ -56,17 +56,26 @@ class TokenScorer:
 
     Attributes:
         model: the implicit reward.
+        name: its name for messages.
     """
 
     model: ImplicitReward
+    name: str
 
     def __call__(self, samples: Sequence[Sample], offered: Offered) -> list[float]:
         """Return the score of each sample."""
         return [sum(tokens) for tokens in self.by_token(samples)]
 
     def by_token(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """Return the share of each token of each sample."""
-        return token_scores(self.model, [PromptedResponse.of(one.prompt_ids, one.response_ids) for one in samples])
+        """Return the share of each token of each sample.
+
+        Raises:
+            PipelineError: a score is not finite.
+        """
+        answers = [PromptedResponse.of(one.prompt_ids, one.response_ids) for one in samples]
+        shares = token_scores(self.model, answers)
+        finite([sum(tokens) for tokens in shares], self.name)  # NaN would count as a reward that does not apply
+        return shares
 
 
 @dataclass(frozen=True)
@@ -238,13 +247,13 @@ def _model_scorer(
         return on_policy
     model = open_scorer(ctx, source, own, zero3=zero3_config(ctx))
     if same and isinstance(model, ImplicitReward):
-        return TokenScorer(model)
+        return TokenScorer(model, source.name)
 
     def scores(samples: Sequence[Sample], offered: Offered) -> list[float]:
         if same:
             answers = [PromptedResponse.of(sample.prompt_ids, sample.response_ids) for sample in samples]
         else:
             answers = encode_answers(own, [sample.row for sample in samples], [sample.text for sample in samples])
-        return score(model, answers, own.pad_token_id)
+        return finite(score(model, answers, own.pad_token_id), source.name)
 
     return scores

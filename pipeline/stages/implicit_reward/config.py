@@ -50,9 +50,9 @@ class Config(StageConfig):
     property_column: str | None = None
 
     def check(self) -> list[Problem]:
-        """Return a problem if policy and reference are one model, or the report is asked for without pairs."""
+        """Return a problem if every reward would be 0, or the report is asked for without pairs."""
         problems = super().check()
-        if self.policy == self.reference:
+        if self.policy == self.reference and self.reference_weight == 1:
             statement = f"policy and reference are both `{self.policy}`: every reward would be 0"
             problems.append(Problem(statement, "the model that the policy was trained from as `reference`"))
         for field in ("group_by", "property_column"):

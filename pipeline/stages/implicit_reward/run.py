@@ -38,7 +38,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     """Write both models into one artifact, and report how often it prefers the chosen response of held-out pairs."""
     ctx = prepare_torch(ctx)
     policy, reference = ctx.input("policy"), ctx.input("reference")
-    _check(ctx, policy, reference)
+    _check(ctx, policy, reference, config.reference_weight)
     ctx.phase("writing the policy and the reference")
     _take(policy, ctx.out)
     _take(reference, ctx.out / REFERENCE_FOLDER)
@@ -58,13 +58,15 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     )
 
 
-def _check(ctx: StageContext, policy: ResolvedInput, reference: ResolvedInput) -> None:
-    """Check that the two are different language models with one tokenizer.
+def _check(ctx: StageContext, policy: ResolvedInput, reference: ResolvedInput, weight: float) -> None:
+    """Check that the two are language models with one tokenizer, and that they make a reward.
+
+    One model may be both if the reference weighs less than 1: the reward is then its likelihood.
 
     Raises:
-        PipelineError: they are one model, one of them is a reward model, or their tokenizers differ.
+        PipelineError: every reward would be 0, one of them is a reward model, or their tokenizers differ.
     """
-    if policy.fingerprint == reference.fingerprint:
+    if policy.fingerprint == reference.fingerprint and weight == 1:
         statement = f"`{policy.ref}` and `{reference.ref}` are the same weights: every reward would be 0"
         raise PipelineError(Problem(statement, "the model that the policy was trained from as `reference`"))
     for field, source in (("policy", policy), ("reference", reference)):

@@ -15,7 +15,7 @@ from pipeline.errors import Problem
 from pipeline.kind.traits import ComputeSupport, Reading, Traits, Workload
 from pipeline.models.load.adapter_config import Adapter
 from pipeline.rl.ppo.settings import PPOSettings
-from pipeline.rl.rewards.fields import SHORT, RewardFields
+from pipeline.rl.rewards.fields import SHORT, TOKEN_REWARDS_REMEDY, RewardFields
 from pipeline.stage import Code, Data, Input, Runtime, register_kind
 from pipeline.trainer_fields.trackers import tracker_problems
 from pipeline.training.data.row_counts import learn_and_hold_out
@@ -73,7 +73,7 @@ class Config(RewardFields):
             problems.append(Problem(statement, "both or neither"))
         if self.train.token_rewards and not self.reward:
             statement = "train.token_rewards is true, and no reward is a model"
-            problems.append(Problem(statement, "a stage of kind implicit_reward in `reward`", "leave it out"))
+            problems.append(Problem(statement, "a stage of kind implicit_reward in `reward`", TOKEN_REWARDS_REMEDY))
         if self.train.token_rewards and self.reward_combine != "sum":
             statement = f"train.token_rewards is true, and reward_combine is {self.reward_combine}"
             problems.append(Problem(statement, "sum: only a sum can be given token by token"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ from pipeline.rl.ppo.guards import Stopped
 from pipeline.rl.ppo.run_log import RunLog
 from pipeline.rl.ppo.state import load_state, newest_state
 from pipeline.rl.ppo.trainer import PPOTrainer, Score
+from pipeline.rl.rewards.fields import no_token_rewards
 from pipeline.rl.rewards.sources import RewardSources, Sample, load_rewards, load_watched
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.ppo.config import Config
@@ -95,8 +97,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
         ctx, config, tokenizer, lambda source: scorer_on_trunk(ctx, policy, source, tokenizer.pad_token_id)
     )
     if config.train.token_rewards and not rewards.has_token_rewards:
-        statement = "train.token_rewards is true, and no reward is an implicit one with the policy's tokenizer"
-        raise PipelineError(Problem(statement, "a stage of kind implicit_reward in `reward`", stage=ctx.name))
+        raise PipelineError(replace(no_token_rewards(), stage=ctx.name))
     watched = load_watched(ctx, config.watch, config.watch_functions, tokenizer)
     ranks = Ranks.current()
     train_engine = sharded_engine(ctx, config, policy, ranks)
