@@ -6,7 +6,7 @@ from pipeline.artifacts import Artifact
 from pipeline.cli.terminal import NO_BREAK_SPACE, Column, print_line, print_table, shown_path
 from pipeline.evaluation.report.conclusion import of_model
 from pipeline.evaluation.report.gaming_section import gaming_sentences
-from pipeline.evaluation.report.record import read
+from pipeline.evaluation.report.record import GREEDY, Report, read
 from pipeline.evaluation.report.rounds_section import rounds_sentence, rounds_table
 from pipeline.evaluation.report.sweep_section import best_of_n_sentence, best_of_n_table, sweep_sentence, sweep_table
 from pipeline.evaluation.report.tables import headline, task_table
@@ -20,7 +20,8 @@ def print_evaluation(artifact: Artifact) -> None:
     file = artifact.path / "report.json"
     if not file.is_file():
         return
-    report = read(file)
+    whole = read(file)
+    report = _without_greedy(whole)
     print(f"\n{artifact.ref}" + (f": {report.sample_text}" if report.is_sample else ""))
     for warning in report.warnings:
         print_line(f"warning: {warning}")
@@ -41,9 +42,18 @@ def print_evaluation(artifact: Artifact) -> None:
     if report.task_names:
         print("\ncorrect answers by task")
         _print_cells(task_table(report))
+    greedy = [name for name in whole.models if name not in report.models]
     page = artifact.path / "report.md"
+    if greedy and page.is_file():
+        print_line(f"on the page also: {', '.join(greedy)}")
     if page.is_file():
         print_line(f"report: {shown_path(page)}")
+
+
+def _without_greedy(report: Report) -> Report:
+    """Return the report with one row for each model: greedy decoding of a model is on the page."""
+    models = {name: metrics for name, metrics in report.models.items() if not name.endswith(GREEDY)}
+    return report.model_copy(update={"models": models})
 
 
 def _print_cells(cells: list[list[str]]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 
 from pipeline.evaluation.prompts import Asked
+from pipeline.evaluation.report.record import GREEDY
 from pipeline.evaluation.report.samples import StopReason
 from pipeline.evaluation.stats.divergence import per_sequence
 from pipeline.evaluation.stats.estimate import rounded
@@ -140,7 +141,7 @@ def _columns(ctx: StageContext, config: Config, asked: Asked) -> dict[str, _Colu
             sampling = Sampling(greedy=is_greedy, temperature=config.temperature)
             most, engine = config.max_new_tokens, config.engine
             request = Request(source, tokenizer, prompts, asked.places, sampling, most, ctx.seed, engine=engine)
-            columns[f"{name} (greedy)" if is_greedy else name] = _Column(name, request)
+            columns[f"{name}{GREEDY}" if is_greedy else name] = _Column(name, request)
     return columns
 
 
