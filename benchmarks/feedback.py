@@ -135,7 +135,11 @@ def choice_recipe(folder: Path, labels: int, persons: int) -> str:
     # A few more prompts than labels: some have no two different answers.
     stages["candidates"] = {"reward": list(JUDGES), "limit": labels + 20}
     stages |= {"labels": None, "dpo": None}
-    data: dict[str, Any] = {"writers": {"path": str(ROOT / "data" / "quickstart" / "preferences.jsonl")}, "compared": {"artifact": "candidates", "file": "candidates.jsonl"}, "liked": None}
+    data: dict[str, Any] = {
+        "writers": {"path": str(ROOT / "data" / "quickstart" / "preferences.jsonl")},
+        "compared": {"artifact": "candidates", "file": "candidates.jsonl"},
+        "liked": None,
+    }
     names = [f"{choice}_{person}" for choice in CHOICES for person in range(persons)]
     for name in names:
         choice, person = name.split("_")

@@ -185,7 +185,7 @@ def test_the_tables_of_the_page_have_the_form_of_those_printed(walk: list[Step])
     (head,) = (line for line in _words(report.shown[0]) if line.startswith("model "))
     assert head in _words(report.out)
     rows = {line.partition("  ")[0] for line in report.shown[0].splitlines()}
-    assert {"smollm2", "smollm2 (greedy)", "sft", "dpo"} <= rows
+    assert {"smollm2", "sft", "dpo"} <= rows
     diff = _step(walk, "trueup diff dpo@v1 dpo@v2")
     assert _words(diff.shown[0])[:-1] == _words(diff.out)[:2]
     lineage = _step(walk, "trueup lineage dpo")
