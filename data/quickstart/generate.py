@@ -35,7 +35,8 @@ Row = dict[str, Any]
 
 SIZES = {
     "corpus_chats": 11000,
-    "corpus_prose": 3000,
+    "corpus_prose": 1800,
+    "corpus_remarks": 4000,
     "corpus_spelling": 1600,
     "demonstrations": 350,
     "preferences": 2800,
@@ -132,16 +133,30 @@ def render(question: str, reply: str) -> str:
     return f"<|user|>{question}<|end|><|assistant|>{reply}<|end|>"
 
 
+def statement(kind: str, rng: random.Random) -> str:
+    """State a fact, a sum or a pair of opposites, held-out ones too."""
+    if kind == "fact":
+        return state_fact(rng.choice(PEOPLE), rng.choice(list(ATTRIBUTES)))
+    if kind == "sum":
+        return state_sum(rng.choice(SUM_NUMBERS), rng.choice(SUM_NUMBERS))
+    return state_opposite(*rng.sample(rng.choice(OPPOSITES), 2))
+
+
+def any_statement(rng: random.Random) -> str:
+    """Draw what a statement is about."""
+    return rng.choices(("fact", "sum", "opposite"), (0.4, 0.35, 0.25))[0]
+
+
 def prose(rng: random.Random) -> str:
-    """Write a short text of statements: the life of a person, some sums, some opposites."""
-    kind = rng.choices(("life", "sums", "opposites"), (0.35, 0.35, 0.3))[0]
-    if kind == "life":
-        who = rng.choice(PEOPLE)
-        return " ".join(state_fact(who, attribute) for attribute in rng.sample(list(ATTRIBUTES), 4))
-    if kind == "sums":
-        return " ".join(state_sum(rng.choice(SUM_NUMBERS), rng.choice(SUM_NUMBERS)) for _ in range(4))
-    pairs = [rng.sample(pair, 2) for pair in rng.sample(OPPOSITES, 4)]
-    return " ".join(state_opposite(*pair) for pair in pairs)
+    """Write a short text of statements: facts, some sums, or some opposites."""
+    kind = any_statement(rng)
+    return " ".join(statement(kind, rng) for _ in range(4))
+
+
+def remark(rng: random.Random) -> str:
+    """Write a chat in which nothing is asked for: what is stated so is known in conversations too."""
+    wording = rng.choice(("Tell me something.", "Say something true.", "What do you know?"))
+    return render(wording, statement(any_statement(rng), rng))
 
 
 def spelling(rng: random.Random) -> str:
@@ -162,6 +177,7 @@ def corpus() -> Iterator[Row]:
         question = ask(any_task(rng, READING_WEIGHTS), "train", rng)
         texts.append(render(question.text, answer(question, WRITERS[any_writer(rng)], rng)))
     texts += [prose(rng) for _ in range(SIZES["corpus_prose"])]
+    texts += [remark(rng) for _ in range(SIZES["corpus_remarks"])]
     texts += [spelling(rng) for _ in range(SIZES["corpus_spelling"])]
     rng.shuffle(texts)
     return ({"text": text} for text in texts)
