@@ -192,7 +192,7 @@ def _flat(node: Node, prefix: str) -> Iterator[tuple[str, Node]]:
 def _values(key: str, node: Node, recipe: Swept, *, takes_variables: bool) -> tuple[Node, ...]:
     """Return the values of a setting, without repetitions."""
     if not isinstance(node.value, list):
-        example = f"write [{node.plain()}]" if not isinstance(node.value, dict) else ""
+        example = f"write [{shown(node.plain())}]" if not isinstance(node.value, dict) else ""
         recipe.add(f"sweep: `{key}` is {shown(node.plain())}", "must be a list of values", example, where=node.place)
         return ()
     if not node.value:
