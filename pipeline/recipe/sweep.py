@@ -17,8 +17,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import NamedTuple
 
 from pipeline.errors import Problem, listed, nearest
@@ -174,7 +175,11 @@ def _read_grid(entry: Node, recipe: Swept) -> Grid:
         targets = _targets(key, node, recipe, own_seeds)
         takes_variables = bool(targets) and _takes_variables(targets[0], recipe)
         values = _values(key, node, recipe, takes_variables=takes_variables)
-        if targets and values:
+        inside = _inside_another(targets, settings.values())
+        if inside:
+            expected = "settings that do not change each other's values"
+            recipe.add(f"sweep: `{key}` and `{inside}` hold one another", expected, "sweep one of them", where=node.place)
+        elif targets and values:
             settings[key] = Setting(key, targets, values, node.place, takes_variables)
     return tuple(settings.values())
 
@@ -240,6 +245,16 @@ def _targets(key: str, node: Node, recipe: Swept, own_seeds: set[str]) -> tuple[
         Target(section, each, tuple(path), rounds.index(each) if each in rounds else 0) for each in names[name]
     )
     return targets if _takes_effect(key, targets, node, recipe) else ()
+
+
+def _inside_another(targets: tuple[Target, ...], settings: Iterable[Setting]) -> str:
+    """Return the setting that holds one of the targets, or is held by it; empty if there is none."""
+    for setting in settings:
+        for one, other in product(targets, setting.targets):
+            shorter = min(len(one.path), len(other.path))
+            if one.node == other.node and one.path[:shorter] == other.path[:shorter]:
+                return setting.key
+    return ""
 
 
 def _takes_variables(target: Target, recipe: Swept) -> bool:

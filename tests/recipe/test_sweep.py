@@ -316,6 +316,14 @@ BAD: dict[str, tuple[str, list[str]]] = {
         "{stages.dpo.seed: [1], stages: {dpo: {seed: [2]}}}",
         ["sweep: `stages.dpo.seed` is given twice; expected each setting once"],
     ),
+    "a setting within another": (
+        "{stages.dpo.train.beta: [1], stages.dpo.train: [{beta: 2}]}",
+        ["sweep: `stages.dpo.train` and `stages.dpo.train.beta` hold one another; expected settings that do not"],
+    ),
+    "one text with a variable": (
+        '{stages.dpo.model: "${A:-sft}/x"}',
+        ["sweep: `stages.dpo.model` is '${A:-sft}/x'; it must be a list of values. Write ['${A:-sft}/x']"],
+    ),
     "no such stage": (
         "{stages.dop.train.beta: [0.5]}",
         ["sweep: no stage `dop`; expected one of base, sft, candidates, dpo, kto, after, report. Did you mean `dpo`?"],

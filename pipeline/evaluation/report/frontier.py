@@ -234,9 +234,9 @@ def _keep_apart(figure: Figure, axes: Axes, labels: Sequence[_Label]) -> None:
             label.move(place)
             extents = label.note.get_window_extent().extents
             fits.append((sum(_overlap(extents, other) for other in taken), len(fits), place, tuple(extents)))
-        _, _, place, extents = min(fits)
-        label.move(place)
-        taken.append(extents)
+        best = min(fits)
+        label.move(best[2])
+        taken.append(best[3])
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
