@@ -178,7 +178,8 @@ def _read_grid(entry: Node, recipe: Swept) -> Grid:
         inside = _inside_another(targets, settings.values())
         if inside:
             expected = "settings that do not change each other's values"
-            recipe.add(f"sweep: `{key}` and `{inside}` hold one another", expected, "sweep one of them", where=node.place)
+            statement = f"sweep: `{key}` and `{inside}` hold one another"
+            recipe.add(statement, expected, "sweep one of them", where=node.place)
         elif targets and values:
             settings[key] = Setting(key, targets, values, node.place, takes_variables)
     return tuple(settings.values())
