@@ -288,6 +288,8 @@ def test_a_plan_tells_what_is_swept_and_what_no_report_compares(write: Callable[
     assert "sweep: dpo is 2 stages (beta: 0.05, 0.5)" in notes and not any("compares" in note for note in notes)
     alone = _plan(write(BETAS, ("[sft, dpo, kto-*]", "[sft]"), ("    greedy: [dpo-*]\n", ""))).notes
     assert "nothing compares the variants of dpo: name `dpo` in the `models` of an `evaluate` stage" in alone
+    file = write("{stages.candidates.n: [3, 4]}", ("[sft, dpo, kto-*]", "[sft]"), ("    greedy: [dpo-*]\n", ""))
+    assert any("candidates: name a model that is trained with them in the" in note for note in _plan(file).notes)
 
 
 BAD: dict[str, tuple[str, list[str]]] = {
