@@ -89,11 +89,11 @@ def _named(node: Node, names: Collection[str], variables: list[Variable]) -> Nod
         return Node({key: _named(child, names, variables) for key, child in node.value.items()}, node.place)
     if isinstance(node.value, list):
         return Node([_named(child, names, variables) for child in node.value], node.place)
-    found: list[Variable] = []
-    text = _expanded(node.value, found) if isinstance(node.value, str) else ""
-    if not found or text not in names:
+    own: list[Variable] = []
+    text = _expanded(node.value, own) if isinstance(node.value, str) else ""
+    if not own or text not in names:
         return node
-    variables += found
+    variables += own
     return Node(text, node.place)
 
 
