@@ -83,7 +83,9 @@ def _sweep_notes(recipe: Recipe, graph: Graph) -> Iterator[str]:
         variants = recipe.variants.get(stage, ())
         yield f"sweep: {stage} is {counted(len(variants), 'stage')} ({settings})"
         if not compared & set(variants) and not set(variants) & set(recipe.broken):
-            yield f"nothing compares the variants of {stage}: name `{stage}` in the `models` of an `evaluate` stage"
+            is_model = any(kind_of(recipe.stages[name].kind).makes == "model" for name in variants)
+            named = f"`{stage}`" if is_model else "a model that is trained with them"
+            yield f"nothing compares the variants of {stage}: name {named} in the `models` of an `evaluate` stage"
 
 
 def _unpinned(what: str, hub_id: str, revision: str, remedy: str) -> str:

@@ -28,6 +28,9 @@ Format = Literal[
     "candidates",
 ]
 
+VARIABLE_KEYS = ("path", "hub", "revision", "artifact")
+"""Keys of a data source in which environment variables stand for their values."""
+
 
 class DataSource(BaseModel):
     """Rows from files, from a hub data set, or from an artifact: exactly one of `path`, `hub`, `artifact`."""

@@ -17,20 +17,21 @@ from pipeline.errors import PipelineError, Problem, listed, nearest
 from pipeline.kind.traits import ComputeSupport
 from pipeline.recipe.checking import shown, validate
 from pipeline.recipe.code import find_code
-from pipeline.recipe.data_source import DataSource
+from pipeline.recipe.data_source import VARIABLE_KEYS, DataSource
 from pipeline.recipe.document import Node
 from pipeline.recipe.groups import expand_groups, once_per_group
 from pipeline.recipe.merging import merge, override, without_nulls
 from pipeline.recipe.partial import Partial, partial, partial_checks
 from pipeline.recipe.paths import expand, lookup_folders
 from pipeline.recipe.reading import RECIPE_KEYS, Reading
+from pipeline.recipe.references import with_names
 from pipeline.recipe.rewards import unfold_rewards
 from pipeline.recipe.schema import NAME_PATTERN, BrokenStage, Compute, Recipe, StageSpec
 from pipeline.recipe.variants import copies_of, expand_sweep
 from pipeline.stage import KINDS, MODEL_PARALLEL, Among, Code, Data, Input, StageConfig
 
 STAGE_KEYS = ("kind", "seed", "compute")
-_ORIGIN_KEYS = ("hub", "revision", "artifact")
+_ORIGIN_KEYS = tuple(key for key in VARIABLE_KEYS if key != "path")
 """Keys of a data source in which environment variables are expanded here; `path` expands its own."""
 
 
@@ -111,6 +112,7 @@ class _Building:
         """Check every part; return the recipe and all problems."""
         head = self.head()
         compute = self.compute()
+        self.root = with_names(self.root, self.variables)
         expansion = expand_groups(self.root, self.section("groups"))
         variants = expand_sweep(self.root, expansion)
         self.root = variants.root

@@ -17,15 +17,18 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import NamedTuple
 
 from pipeline.errors import Problem, listed, nearest
 from pipeline.recipe.checking import shown
+from pipeline.recipe.data_source import VARIABLE_KEYS
 from pipeline.recipe.document import Node
 from pipeline.recipe.merging import joined_path
-from pipeline.stage import KINDS
+from pipeline.recipe.references import without_variables
+from pipeline.stage import KINDS, Among, Code, Input
 
 MOST_RUNS = 1000
 """Most combinations of a sweep."""
@@ -66,17 +69,23 @@ class Setting:
         targets: places that it changes.
         values: its values, each named once.
         place: ``file:line`` of the setting.
+        takes_variables: whether environment variables in its values stand for what they name.
     """
 
     key: str
     targets: tuple[Target, ...]
     values: tuple[Node, ...]
     place: str
+    takes_variables: bool = False
 
     @property
     def is_seed(self) -> bool:
         """Whether it is the seed of the recipe or of a stage."""
         return self.key == SEED or self.targets[0].path == (SEED,)
+
+    def meant(self, value: Node) -> Node:
+        """Return one of its values as names and reports have it: environment variables expanded."""
+        return without_variables(value) if self.takes_variables else value
 
     def label(self, node: tuple[str, str]) -> str:
         """Return its short name for a stage or data source that it reaches: `beta`, or `sft.seed` of another stage."""
@@ -163,10 +172,16 @@ def _read_grid(entry: Node, recipe: Swept) -> Grid:
             recipe.add(f"sweep: `{key}` is given twice", "each setting once", where=node.place)
             continue
         own_seeds = {name for key, _ in given if (name := _stage_of_seed(key))}
-        values = _values(key, node, recipe)
         targets = _targets(key, node, recipe, own_seeds)
-        if targets and values:
-            settings[key] = Setting(key, targets, values, node.place)
+        takes_variables = bool(targets) and _takes_variables(targets[0], recipe)
+        values = _values(key, node, recipe, takes_variables=takes_variables)
+        inside = _inside_another(targets, settings.values())
+        if inside:
+            expected = "settings that do not change each other's values"
+            statement = f"sweep: `{key}` and `{inside}` hold one another"
+            recipe.add(statement, expected, "sweep one of them", where=node.place)
+        elif targets and values:
+            settings[key] = Setting(key, targets, values, node.place, takes_variables)
     return tuple(settings.values())
 
 
@@ -180,17 +195,17 @@ def _flat(node: Node, prefix: str) -> Iterator[tuple[str, Node]]:
             yield key, child
 
 
-def _values(key: str, node: Node, recipe: Swept) -> tuple[Node, ...]:
+def _values(key: str, node: Node, recipe: Swept, *, takes_variables: bool) -> tuple[Node, ...]:
     """Return the values of a setting, without repetitions."""
     if not isinstance(node.value, list):
-        example = f"write [{node.plain()}]" if not isinstance(node.value, dict) else ""
+        example = f"write [{shown(node.plain())}]" if not isinstance(node.value, dict) else ""
         recipe.add(f"sweep: `{key}` is {shown(node.plain())}", "must be a list of values", example, where=node.place)
         return ()
     if not node.value:
         recipe.add(f"sweep: `{key}` has no values", "at least one", where=node.place)
     values: dict[str, Node] = {}
     for value in node.value:
-        text = value_text(value)
+        text = value_text(without_variables(value) if takes_variables else value)
         if text in values:
             recipe.add(f"sweep: `{key}` has the value {text} twice", "each value once", where=value.place)
         values.setdefault(text, value)
@@ -231,6 +246,26 @@ def _targets(key: str, node: Node, recipe: Swept, own_seeds: set[str]) -> tuple[
         Target(section, each, tuple(path), rounds.index(each) if each in rounds else 0) for each in names[name]
     )
     return targets if _takes_effect(key, targets, node, recipe) else ()
+
+
+def _inside_another(targets: tuple[Target, ...], settings: Iterable[Setting]) -> str:
+    """Return the setting that holds one of the targets, or is held by it; empty if there is none."""
+    for setting in settings:
+        for one, other in product(targets, setting.targets):
+            shorter = min(len(one.path), len(other.path))
+            if one.node == other.node and one.path[:shorter] == other.path[:shorter]:
+                return setting.key
+    return ""
+
+
+def _takes_variables(target: Target, recipe: Swept) -> bool:
+    """Return whether environment variables stand in the values of a setting, as they do in its key without a sweep."""
+    if target.section == "data":
+        return target.path[0] in VARIABLE_KEYS
+    stage = recipe.root.mapping["stages"].mapping[target.name]
+    kind = stage.mapping["kind"].value if "kind" in stage.mapping else None
+    config = KINDS[kind].config if isinstance(kind, str) and kind in KINDS else None
+    return config is not None and any(target.path[0] in config.markers(marker) for marker in (Input, Among, Code))
 
 
 def _unsweepable(key: str, stage: str, path: list[str], recipe: Swept) -> tuple[str, str, str] | None:

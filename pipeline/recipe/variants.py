@@ -113,7 +113,7 @@ class _Variant(NamedTuple):
 
     def name(self, key: Key) -> str:
         """Return what a stage or data source is called at this point: `dpo-beta-0.05-seed-17`."""
-        parts = [f"{setting.label(key)}-{value_text(value)}" for setting, value in self.values(key)]
+        parts = [f"{setting.label(key)}-{value_text(setting.meant(value))}" for setting, value in self.values(key)]
         name = "-".join([key[1], *parts])
         if len(name) <= LONGEST_NAME:
             return name
@@ -284,7 +284,7 @@ class _Expanding:
         for one in models.value_list():
             if isinstance(one.value, str) and one.value in known:
                 key, values = known[one.value]
-                settings = {setting.label(key): Node(_plain(value), place) for setting, value in values}
+                settings = {setting.label(key): Node(_plain(setting.meant(value)), place) for setting, value in values}
                 described[one.value] = Node({"stage": Node(key[1], place), "settings": Node(settings, place)}, place)
         return described
 
@@ -304,7 +304,7 @@ def _in_words(grids: list[Grid]) -> dict[str, str]:
     words: dict[str, list[str]] = {}
     for grid in grids:
         for setting in grid:
-            text = ", ".join(value_text(value) for value in setting.values)
+            text = ", ".join(value_text(setting.meant(value)) for value in setting.values)
             for target in setting.targets:
                 if target.section == "stages" and setting.key != SEED:
                     words.setdefault(target.name, []).append(f"{setting.label(target.node)}: {text}")

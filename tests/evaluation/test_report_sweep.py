@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,18 @@ def test_the_best_of_n_stands_in_table_and_figure(tmp_path: Path) -> None:
     assert "## Best of n" in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert recomputed(report, samples(ANSWERS, PROMPTS, baseline="sft")) == report
     assert has_frontier(report.model_copy(update={"sweep": None}))
+
+
+def test_labels_of_settings_that_are_close_stay_apart(tmp_path: Path) -> None:
+    """Seven settings at nearly one place: no two labels overlap."""
+    names = [f"dpo-beta-{number}-seed-1" for number in range(7)]
+    answers = [ANSWERS[0], *(_answers(name, 2 + 0.01 * i, 9 + 0.2 * i) for i, name in enumerate(names))]
+    variants = {name: Variant(stage="dpo", settings={"beta": 0.01 + i}) for i, name in enumerate(names)}
+    write(_report(answers=answers, variants=variants), tmp_path)
+    text = (tmp_path / "frontier.svg").read_text(encoding="utf-8")
+    label = r'text-anchor: (start|end); [^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>\d\.01</text>'
+    ends = [(anchor, float(x), float(y)) for anchor, x, y in re.findall(label, text)]
+    assert len(ends) == 7
+    lefts = [(x if anchor == "start" else x - 24, y) for anchor, x, y in ends]  # a label is about 24 by 9 points
+    close = [(one, other) for one, other in combinations(lefts, 2) if abs(one[0] - other[0]) < 22]
+    assert all(abs(one[1] - other[1]) > 7 for one, other in close)

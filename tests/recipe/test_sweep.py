@@ -288,6 +288,8 @@ def test_a_plan_tells_what_is_swept_and_what_no_report_compares(write: Callable[
     assert "sweep: dpo is 2 stages (beta: 0.05, 0.5)" in notes and not any("compares" in note for note in notes)
     alone = _plan(write(BETAS, ("[sft, dpo, kto-*]", "[sft]"), ("    greedy: [dpo-*]\n", ""))).notes
     assert "nothing compares the variants of dpo: name `dpo` in the `models` of an `evaluate` stage" in alone
+    file = write("{stages.candidates.n: [3, 4]}", ("[sft, dpo, kto-*]", "[sft]"), ("    greedy: [dpo-*]\n", ""))
+    assert any("candidates: name a model that is trained with them in the" in note for note in _plan(file).notes)
 
 
 BAD: dict[str, tuple[str, list[str]]] = {
@@ -315,6 +317,14 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "a setting twice": (
         "{stages.dpo.seed: [1], stages: {dpo: {seed: [2]}}}",
         ["sweep: `stages.dpo.seed` is given twice; expected each setting once"],
+    ),
+    "a setting within another": (
+        "{stages.dpo.train.beta: [1], stages.dpo.train: [{beta: 2}]}",
+        ["sweep: `stages.dpo.train` and `stages.dpo.train.beta` hold one another; expected settings that do not"],
+    ),
+    "one text with a variable": (
+        '{stages.dpo.model: "${A:-sft}/x"}',
+        ["sweep: `stages.dpo.model` is '${A:-sft}/x'; it must be a list of values. Write ['${A:-sft}/x']"],
     ),
     "no such stage": (
         "{stages.dop.train.beta: [0.5]}",

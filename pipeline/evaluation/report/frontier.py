@@ -12,6 +12,7 @@ arXiv:2210.10760, section 3 (the square root of the KL).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,12 +24,16 @@ from pipeline.evaluation.report.sweep_section import value_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
 LEAST_MODELS = 3
 """Least number of models with a KL for the figure."""
 _LONGEST_LABEL = 24
-_MARGIN, _NEAR, _EPSILON = 0.08, 0.06, 1e-3
-"""Shares of the axis: empty space at its ends, and a distance at which labels overlap; least axis."""
+_MARGIN, _EPSILON = 0.08, 1e-3
+"""Share of the axis that is empty at each of its ends; least axis."""
+_MARKER_PT, _ROWS = 8, 3
+"""Size of a point; how many labels may stand above one another on each side of it."""
 _SINGLES = "^vDPX*"
 """Markers of models that are no variant."""
 
@@ -49,6 +54,24 @@ class _Point(NamedTuple):
     score: float
     kl_sd: float
     score_sd: float
+
+
+class _Label(NamedTuple):
+    """The label of a point.
+
+    Attributes:
+        note: its text in the figure.
+        is_above: whether it stands above its point, if there is room.
+    """
+
+    note: Annotation
+    is_above: bool
+
+    def move(self, offset: tuple[int, int]) -> None:
+        """Put it ``offset`` points right of and above its point, away from it."""
+        self.note.xyann = offset
+        self.note.set_horizontalalignment("left" if offset[0] > 0 else "right")
+        self.note.set_verticalalignment("bottom" if offset[1] > 0 else "top")
 
 
 def has_frontier(report: Report) -> bool:
@@ -77,12 +100,13 @@ def draw_frontier(report: Report, path: Path) -> Path:
     axes: Any = figure.add_subplot()
     handles: list[Any] = []
     labels: list[str] = []
+    notes: list[_Label] = []
     for index, stage in enumerate(stages):
         points = _points(report, stage, judge)
         if points:
             handles += _family(axes, report, points, colour[stage], judge)
             labels.append(_family_label(stage, points))
-            _label(axes, points, colour[stage], near=_NEAR * span, is_above=index % 2 == 0)
+            notes += _label(axes, points, colour[stage], is_above=index % 2 == 0)
     if best:
         handles += _curve(axes, best)
         labels.append(f"best of n of {plain(report.baseline)}, n up to {best[-1][0]}; KL at most log n - (n - 1) / n")
@@ -106,6 +130,7 @@ def draw_frontier(report: Report, path: Path) -> Path:
     axes.set_ylabel("mean gold score" if judge == "gold" else "mean score by the reward model")
     figure.suptitle(_title(judge), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
     legend(figure, handles, labels)
+    _keep_apart(figure, axes, notes)
     return save(figure, path, title=_title(judge))
 
 
@@ -174,27 +199,51 @@ def _family(axes: Axes, report: Report, points: Sequence[_Point], colour: str, j
         "o-",
         color=colour,
         linewidth=1.4,
-        markersize=8,
+        markersize=_MARKER_PT,
         markeredgecolor="white",
         zorder=4,
     )
 
 
-def _label(axes: Axes, points: Sequence[_Point], colour: str, *, near: float, is_above: bool) -> None:
-    """Write the settings beside their points, so that they stay apart.
-
-    Stages take turns above and below their points, and neighbours nearer than ``near`` left and right of them.
-    """
+def _label(axes: Axes, points: Sequence[_Point], colour: str, *, is_above: bool) -> list[_Label]:
+    """Write the settings beside their points, and return the labels; `_keep_apart` chooses their places."""
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
-    offset, align = ((-4, 9), "bottom") if is_above else ((4, -9), "top")
-    side, last = "right" if is_above else "left", -np.inf
+    style: Any = {"textcoords": "offset points", "bbox": box}
+    labels = []
     for point in sorted(points, key=lambda point: point.kl):
-        if _root(point.kl) - last < near:
-            side, offset = ("left" if side == "right" else "right"), (-offset[0], offset[1])
-        last = _root(point.kl)
         text, place = _point_label(point.row.settings), (point.kl, point.score)
-        style: Any = {"textcoords": "offset points", "va": align, "ha": side, "bbox": box}
-        axes.annotate(text, place, offset, color=colour, fontsize=9, fontweight="bold", zorder=5, **style)
+        note = axes.annotate(text, place, (0, 0), color=colour, fontsize=9, fontweight="bold", zorder=5, **style)
+        labels.append(_Label(note, is_above))
+    return labels
+
+
+def _keep_apart(figure: Figure, axes: Axes, labels: Sequence[_Label]) -> None:
+    """Move labels to the first places beside their points where no other label or point is, else where least is.
+
+    Stages take turns above and below their points. Call it when all else is in the figure, as that moves the axes.
+    """
+    figure.draw_without_rendering()
+    spots = axes.transData.transform([label.note.xy for label in labels])
+    half = _MARKER_PT / 2 * figure.dpi / 72
+    taken: list[Sequence[float]] = [(x - half, y - half, x + half, y + half) for x, y in spots]
+    for label in labels:
+        fits: list[tuple[float, int, tuple[int, int], Sequence[float]]] = []
+        for row, turn, is_right in product(range(_ROWS), (1, -1), (not label.is_above, label.is_above)):
+            up = turn if label.is_above else -turn
+            place = ((4 if is_right else -4), up * (9 + 12 * row))
+            label.move(place)
+            extents = label.note.get_window_extent().extents
+            fits.append((sum(_overlap(extents, other) for other in taken), len(fits), place, tuple(extents)))
+        best = min(fits)
+        label.move(best[2])
+        taken.append(best[3])
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the area that two boxes share: left, bottom, right and top of each."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return max(0.0, width) * max(0.0, height)
 
 
 def _is_measured(report: Report, name: str, judge: Judge) -> bool:

@@ -81,4 +81,6 @@ def best_of_n_table(report: Report) -> list[list[str]]:
 def best_of_n_sentence(report: Report, shown: Callable[[str], str] = str) -> str:
     """Return what the table of the best of n is; ``shown`` renders the name of the baseline."""
     chosen = "reward model" if report.best_of_n and report.best_of_n.chosen_by == "reward" else "gold function"
-    return f"Mean scores of the best of n answers of {shown(report.baseline)}, chosen by the {chosen}."
+    name, most = shown(report.baseline), report.best_of_n.points[-1].n if report.best_of_n else 0
+    all_answers = f" Here n = 1 is the mean of all {most} answers to a prompt; the table above has one of them."
+    return f"Mean scores of the best of n answers of {name}, chosen by the {chosen}.{all_answers}"
