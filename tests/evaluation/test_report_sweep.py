@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,20 @@ def test_the_score_is_gold_only_where_all_have_it(tmp_path: Path) -> None:
     ]
     write(_report(answers=rewarded), tmp_path)
     assert "mean score by the reward model" in _texts(tmp_path / "frontier.svg")
+
+
+def test_gold_and_reward_have_a_panel_each_where_all_models_have_both(tmp_path: Path) -> None:
+    """Kto's reward is the highest and its gold the lowest: the figure has both, over the same KL."""
+    both = [
+        Answers(one.name, one.responses, one.lengths, one.ended, [reward] * 8, one.gold, kl=one.kl, kl_k3=one.kl_k3)
+        for one, reward in zip(ANSWERS, range(len(ANSWERS)), strict=True)
+    ]
+    write(_report(answers=both), tmp_path)
+    texts = _texts(tmp_path / "frontier.svg")
+    assert {"Gold and reward over KL", "mean gold score", "mean score by the reward model"} <= set(texts)
+    assert texts.count("kto") == 1 and texts.count("0.5") == 2  # one legend; each panel labels its points
+    write(_report(answers=[replace(both[0], reward=None), *both[1:]]), tmp_path)
+    assert "mean score by the reward model" not in _texts(tmp_path / "frontier.svg")
 
 
 def test_the_best_of_n_is_chosen_by_the_reward_and_measured_by_gold() -> None:

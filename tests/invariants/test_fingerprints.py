@@ -94,6 +94,7 @@ NESTED_VALUES: dict[str, Any] = {
     "truncation": "mask",
     "score_scaling": "running",
     "score_center": "reference",
+    "best_by": "watch",
     "gamma": 0.9,
     "lam": 0.9,
     "generation_batch_size": 64,

@@ -17,6 +17,7 @@ from stopping import StopAfter
 from transformers import AutoTokenizer
 
 from pipeline.stage import ResolvedInput
+from pipeline.stages.ppo.config import Config
 
 Run = Callable[..., Any]
 
@@ -167,7 +168,6 @@ def test_conversations_of_ppo_ptx_come_in_passes_and_their_padding_does_not_coun
     from single_rows import encode_conversation
 
     from pipeline.labels import IGNORE
-    from pipeline.stages.ppo.config import Config
     from pipeline.stages.ppo.data import language_loss
 
     model, tokenizer = load_plain(chain["sft"].path)
@@ -297,6 +297,30 @@ def test_a_reward_that_rises_while_what_is_watched_falls_ends_the_run(ppo: Run, 
     watched = [row["eval_watch"] for row in ran.history if "eval_watch" in row]
     assert watched[0] == pytest.approx(1 - ran.history[0]["eval_reward"])
     assert watched[-1] < watched[0]
+
+
+def test_the_best_weights_may_be_those_that_what_is_watched_likes_best(ppo: Run, rewards: str) -> None:
+    """What is watched falls as the reward rises: the start is the best, where the objective likes the end."""
+    train = {**TRAIN, "iterations": 2, "eval_every": 1, "eval_prompts": 32, "best_by": "watch"}
+    ran = ppo(config={"train": train, "watch_functions": [f"{rewards}:clumsy"]})
+    rows = [row for row in ran.history if "eval_watch" in row]
+    best = max(rows, key=lambda row: row["eval_watch"])
+    assert ran.outcome.result.best == {"eval_watch": best["eval_watch"], "step": best["step"]}
+    assert ran.outcome.result.metrics["eval_watch"] == best["eval_watch"]
+    assert best["step"] == 0 < max(rows, key=lambda row: row["eval_objective"])["step"]
+
+
+def test_a_gamed_reward_that_never_helped_what_is_watched_leaves_nothing_to_keep(ppo: Run, rewards: str) -> None:
+    train = {**TRAIN, "eval_every": 1, "eval_prompts": 32, "best_by": "watch"}
+    text = _refused(ppo(config={"train": train, "watch_functions": [f"{rewards}:clumsy"]}, expect="failed"))
+    assert "never got better than its start; expected a watched score above that of the reference" in text
+
+
+def test_weights_cannot_be_chosen_by_what_nobody_watches() -> None:
+    config = Config(data="d", model="m", reward=["rm"], train={"best_by": "watch"})
+    (problem,) = config.check()
+    assert problem.found.startswith("train.best_by is watch, and nothing is watched")
+    assert config.model_copy(update={"watch": ["other"]}).check() == []
 
 
 def test_responses_of_a_skipped_step_are_kept_to_look_at(ppo: Run, monkeypatch: pytest.MonkeyPatch) -> None:

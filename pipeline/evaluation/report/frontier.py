@@ -74,6 +74,25 @@ class _Label(NamedTuple):
         self.note.set_verticalalignment("bottom" if offset[1] > 0 else "top")
 
 
+class _Panel(NamedTuple):
+    """What stands in a panel of the figure.
+
+    Attributes:
+        handles: its lines and points, for the legend.
+        labels: what each of them is.
+        notes: the labels of points.
+    """
+
+    handles: list[Any]
+    labels: list[str]
+    notes: list[_Label]
+
+    def add(self, handles: Sequence[Any], label: str) -> None:
+        """Add what one line of the legend describes."""
+        self.handles.extend(handles)
+        self.labels.append(label)
+
+
 def has_frontier(report: Report) -> bool:
     """Return whether a report is on a sweep, or has the best of n, and enough models with a KL for the figure."""
     judge = scored_by(report)
@@ -89,53 +108,61 @@ def scored_by(report: Report) -> Judge:
 
 
 def draw_frontier(report: Report, path: Path) -> Path:
-    """Draw the score over the KL; call it within `style`."""
+    """Draw the score over the KL, gold above the reward if all models have both; call it within `style`."""
     judge = scored_by(report)
+    judges: list[Judge] = [judge]
+    if judge == "gold" and all(model.reward for model in report.models.values()):
+        judges.append("reward")
+    stages = list(dict.fromkeys(row.stage for row in report.sweep or []))
+    others = _others(report, judge)
+    below = 0.21 * (len(stages) + len(others) + bool(_best_of_n(report, judge)))
+    figure = new_figure(WIDTH_IN, (3.8 if len(judges) == 1 else 6.4) + below)
+    panels: Any = figure.subplots(len(judges), sharex=True, squeeze=False)[:, 0]
+    drawn = [_draw_panel(axes, report, each) for axes, each in zip(panels, judges, strict=True)]
+    over = plain(report.baseline) if len(report.baseline) <= _LONGEST_LABEL else "the baseline"
+    panels[-1].set_xlabel(f"KL to {over} (nats per answer, square-root axis)")
+    figure.suptitle(_title(judges), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+    legend(figure, drawn[0].handles, drawn[0].labels)
+    for axes, panel in zip(panels, drawn, strict=True):
+        _keep_apart(figure, axes, panel.notes)
+    return save(figure, path, title=_title(judges))
+
+
+def _draw_panel(axes: Any, report: Report, judge: Judge) -> _Panel:
+    """Draw one score over the KL."""
     stages = list(dict.fromkeys(row.stage for row in report.sweep or []))
     colour = colours(stages)
-    others = _others(report)
     best = _best_of_n(report, judge)
     span = _root(max(0.0, *(kl for _, kl, _ in best), *_divergences(report, judge)))
-    figure = new_figure(WIDTH_IN, 3.8 + 0.21 * (len(stages) + len(others) + bool(best)))
-    axes: Any = figure.add_subplot()
-    handles: list[Any] = []
-    labels: list[str] = []
-    notes: list[_Label] = []
+    panel = _Panel([], [], [])
     for index, stage in enumerate(stages):
         points = _points(report, stage, judge)
         if points:
-            handles += _family(axes, report, points, colour[stage], judge)
-            labels.append(_family_label(stage, points))
-            notes += _label(axes, points, colour[stage], is_above=index % 2 == 0)
+            panel.add(_family(axes, report, points, colour[stage], judge), _family_label(stage, points))
+            panel.notes.extend(_label(axes, points, colour[stage], is_above=index % 2 == 0))
     if best:
-        handles += _curve(axes, best)
-        labels.append(f"best of n of {plain(report.baseline)}, n up to {best[-1][0]}; KL at most log n - (n - 1) / n")
-    spread = [row for row in report.sweep or [] if len(row.models) > 1]
-    if spread:
-        handles += axes.plot([], [], "o", color=MUTED, alpha=0.35, markersize=5)
-        labels.append("one seed; bars are ± 1 standard deviation over seeds")
-    for name, marker in others:
+        label = f"best of n of {plain(report.baseline)}, n up to {best[-1][0]}; KL at most log n - (n - 1) / n"
+        panel.add(_curve(axes, best), label)
+    if any(len(row.models) > 1 for row in report.sweep or []):
+        seed = axes.plot([], [], "o", color=MUTED, alpha=0.35, markersize=5)
+        panel.add(seed, "one seed; bars are ± 1 standard deviation over seeds")
+    for name, marker in _others(report, judge):
         is_baseline = name == report.baseline
-        shade = BASELINE if is_baseline else INK
         kl, score = _place(report, name, judge)
-        handles += axes.plot([kl], [score], marker, color=shade, markersize=7, zorder=4)
-        labels.append(f"{plain(name)} (baseline)" if is_baseline else plain(name))
+        shade = BASELINE if is_baseline else INK
+        point = axes.plot([kl], [score], marker, color=shade, markersize=7, zorder=4)
+        panel.add(point, f"{plain(name)} (baseline)" if is_baseline else plain(name))
     axes.set_xscale("function", functions=(_root, _square))
     lowest = min(0.0, *_divergences(report, judge))
     axes.set_xlim(_square(_root(lowest) - _MARGIN * span - _EPSILON), _square((1 + _MARGIN) * span + _EPSILON))
     axes.margins(y=0.16)
     axes.grid(color=RULE)
-    over = plain(report.baseline) if len(report.baseline) <= _LONGEST_LABEL else "the baseline"
-    axes.set_xlabel(f"KL to {over} (nats per answer, square-root axis)")
     axes.set_ylabel("mean gold score" if judge == "gold" else "mean score by the reward model")
-    figure.suptitle(_title(judge), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
-    legend(figure, handles, labels)
-    _keep_apart(figure, axes, notes)
-    return save(figure, path, title=_title(judge))
+    return panel
 
 
-def _title(judge: Judge) -> str:
-    return f"{'Gold' if judge == 'gold' else 'Reward'} over KL"
+def _title(judges: Sequence[Judge]) -> str:
+    return f"{' and '.join(judges).capitalize()} over KL"
 
 
 def _divergences(report: Report, judge: Judge) -> list[float]:
@@ -271,9 +298,8 @@ def _family_label(stage: str, points: Sequence[_Point]) -> str:
     return plain(f"{stage}, labelled by {keys[0]}" if len(keys) == 1 else stage)
 
 
-def _others(report: Report) -> list[tuple[str, str]]:
+def _others(report: Report, judge: Judge) -> list[tuple[str, str]]:
     """Return the models with a KL that are no variant, each with its marker; the baseline's is a square."""
-    judge = scored_by(report)
     variants = {name for row in report.sweep or [] for name in row.models}
     names = [name for name in report.models if name not in variants and _is_measured(report, name, judge)]
     others = [name for name in names if name != report.baseline]

@@ -107,10 +107,11 @@ class RunLog:
             metrics, episodes = self.trainer.evaluate()
             row.update(metrics)
             self.keep(row)
-            objective = metrics.get("eval_objective", row.get("objective"))
+            key = f"eval_{self.trainer.settings.best_by}"
             # Without held-out prompts there is no objective before the first iteration.
-            if objective is not None and (not self.best or objective > self.best["eval_objective"]):
-                self.best = {"eval_objective": objective, "step": row["step"]}
+            value = metrics.get(key, row.get("objective"))
+            if value is not None and (not self.best or value > self.best[key]):
+                self.best = {key: value, "step": row["step"]}
                 save_weights(self.trainer, self.ctx.work / "best.safetensors")
         for index, episode in enumerate(episodes[:SAMPLES]):
             sample = _shown(self.tokenizer, episode)
@@ -178,10 +179,11 @@ class RunLog:
         if self.best:
             load_weights(self.trainer, self.ctx.work / "best.safetensors")
         if self.best.get("step", 0) == 0 and self.trainer.iteration < self.trainer.settings.iterations:
+            is_watched = self.trainer.settings.best_by == "watch"
             raise PipelineError(
                 Problem(
                     f"the run ended at iteration {self.trainer.iteration} and never got better than its start",
-                    "a held-out reward minus KL above that of the reference",
+                    f"a {'watched score' if is_watched else 'held-out reward minus KL'} above that of the reference",
                     self.notes[-1] if self.notes else "",
                 ),
                 exit_code=ExitCode.FAILED,

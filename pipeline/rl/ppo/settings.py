@@ -74,6 +74,9 @@ class PPOSettings(StageConfig):
         ptx_batch: conversations of `ptx_data` per optimizer step.
         eval_every: iterations between two evaluations on held-out prompts.
         eval_prompts: prompts of an evaluation; split off deterministically where the data holds out none.
+        best_by: which evaluation's weights are the result: the one with the highest held-out reward minus β·KL
+            (`objective`), or with the highest score of what the stage watches (`watch`): early stopping by a score that
+            is not trained on.
         max_skipped: number of consecutive optimizer steps with a gradient that is not finite that ends the run.
         token_budget: padded tokens per forward pass.
     """
@@ -122,6 +125,7 @@ class PPOSettings(StageConfig):
     ptx_batch: int = Field(default=8, ge=1)
     eval_every: int = Field(default=10, ge=1)
     eval_prompts: int = Field(default=64, ge=1)
+    best_by: Annotated[Literal["objective", "watch"], Added()] = "objective"
     max_skipped: int = Field(default=5, ge=1)
     token_budget: Annotated[int, Runtime()] = Field(default=4096, ge=1)
 

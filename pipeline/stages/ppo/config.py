@@ -77,6 +77,10 @@ class Config(RewardFields):
         if self.train.token_rewards and self.reward_combine != "sum":
             statement = f"train.token_rewards is true, and reward_combine is {self.reward_combine}"
             problems.append(Problem(statement, "sum: only a sum can be given token by token"))
+        if self.train.best_by == "watch" and not (self.watch or self.watch_functions):
+            statement = "train.best_by is watch, and nothing is watched"
+            remedy = "add `watch:` with a reward model or {function: FILE.py:NAME} that PPO does not learn from"
+            problems.append(Problem(statement, "a score to choose the best weights by", remedy))
         if self.value == "adapter" and (self.adapter is None or self.layout == "separate"):
             statement = "value is adapter" + (
                 " without an adapter" if self.adapter is None else " with layout: separate"
