@@ -20,10 +20,14 @@ ROWS = [
         "entropy": 1.0 / step,
     }
     for step in range(1, 11)
-] + [{"step": 5, "eval_reward": 0.4}, {"step": 10, "eval_reward": 0.9}]
+] + [
+    {"step": 5, "eval_reward": 0.4, "eval_watch": 2.0, "eval_watch_se": 0.1},
+    {"step": 10, "eval_reward": 0.9, "eval_watch": 1.0, "eval_watch_se": 0.1},
+]
 
 PANELS = {
     "Reward": ("reward", "objective", "eval_reward"),
+    "What is watched, not trained on": ("eval_watch",),
     "KL to the reference": ("kl",),
     "Response length": ("length", "eos_rate"),
     "Entropy of the policy": ("entropy",),
@@ -41,7 +45,7 @@ def only(*keys):
     return [{key: row[key] for key in ("step", *keys) if key in row} for row in ROWS]
 
 
-def test_all_four_panels_and_all_lines(tmp_path):
+def test_all_panels_and_all_lines(tmp_path):
     text = drawn(ROWS, tmp_path)
     for words in (
         *PANELS,
@@ -61,8 +65,8 @@ def test_all_four_panels_and_all_lines(tmp_path):
 def test_one_number_gives_one_panel(title, key, tmp_path):
     text = drawn(only(key), tmp_path)
     assert [each for each in PANELS if each in text] == [title]
-    # Its line is there: 10 points (2 of the held-out reward) that no other panel could have drawn.
-    points = 2 if key == "eval_reward" else 10
+    # Its line is there: 10 points (2 of what is held out) that no other panel could have drawn.
+    points = 2 if key.startswith("eval_") else 10
     lines = re.findall(r'<path d="([^"]*)" clip-path', text)
     assert any(line.count("L ") == points - 1 for line in lines)
 

@@ -71,7 +71,9 @@ def test_what_only_looks_like_a_failure_is_not_told() -> None:
     assert _told([{}, {"score_std": 0.01}], score_scaling="running") == []
     assert _told([{}, *[{"explained_variance": -1.0}] * 9]) == []  # the value function has only begun
     late = [{}, *[{"explained_variance": -1.0}] * 10]
-    assert "the value function explains nothing" in _told(late)[0]
+    assert "the value function explained nothing in 5 iterations" in _told(late)[0]
+    wavering = [{"explained_variance": -1.0 if i % 5 else 0.1} for i in range(40)]
+    assert _told([{}, *wavering]) == []
     assert _told(late, critic_warmup=5) == []
 
 

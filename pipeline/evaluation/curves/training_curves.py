@@ -1,4 +1,4 @@
-"""The plot of a reinforcement learning run: reward, KL, response length and entropy over training steps.
+"""The plot of a reinforcement learning run: reward, watched score, KL, response length and entropy over steps.
 
 Owns the panels of `training.svg`. Knows nothing of the trainer beyond the rows it logs.
 """
@@ -21,13 +21,14 @@ _DASHED = (0, (4, 3))
 
 
 def draw_training(rows: Sequence[JsonView], path: Path, *, title: str) -> Path:
-    """Draw the logged metrics of a run in up to four panels; a panel without data is left out.
+    """Draw the logged metrics of a run in up to five panels; a panel without data is left out.
 
     Time and memory measurements are not drawn, so that equal runs give equal bytes.
 
     Args:
         rows: rows with a ``step`` and any of ``reward`` (mean score), ``objective`` (reward - β KL), ``eval_reward``
-            (held-out prompts), ``kl`` (to the reference, summed over a response, nats), ``kl_target``, ``length``
+            (held-out prompts), ``eval_watch`` and ``eval_watch_se`` (a score that is not trained on, with its standard
+            error), ``kl`` (to the reference, summed over a response, nats), ``kl_target``, ``length``
             (tokens per response), ``eos_rate`` (share of responses that ended with EOS) and ``entropy``.
         path: path of the SVG.
         title: title of the plot, e.g. the stage's name.
@@ -69,6 +70,16 @@ def _reward(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylim(*limits([value for pairs, _ in lines.values() for _, value in pairs]))
     axes.set_ylabel("score")
     _headed(axes, "Reward")
+
+
+def _watched(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draw the score that is not trained on, with twice its standard error."""
+    pairs, errors = points(rows, "eval_watch"), dict(points(rows, "eval_watch_se"))
+    steps, values = columns(pairs)
+    spread = [2 * errors.get(step, 0.0) for step in steps]
+    axes.errorbar(steps, values, spread, fmt="o-", color=PALETTE[1], linewidth=1.6, markersize=4.5, label="held out")
+    axes.set_ylabel("score, ± 2 standard errors")
+    _headed(axes, "What is watched, not trained on")
 
 
 def _kl(axes: Axes, rows: Sequence[Row]) -> None:
@@ -126,6 +137,7 @@ def _headed(axes: Axes, title: str, beside: Axes | None = None) -> None:
 
 _PANELS: tuple[tuple[tuple[str, ...], Callable[[Axes, Sequence[Row]], None]], ...] = (
     (("reward", "objective", "eval_reward"), _reward),
+    (("eval_watch",), _watched),
     (("kl",), _kl),
     (("length", "eos_rate"), _length),
     (("entropy",), _entropy),

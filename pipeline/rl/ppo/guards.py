@@ -50,6 +50,7 @@ class Guards:
         high_kl: consecutive iterations with too large a divergence.
         negative_kl: consecutive iterations with a negative divergence.
         wild_ratio: consecutive iterations whose epochs were cut short.
+        unexplained: consecutive iterations in which the value function was worse than the mean return.
         skipped: consecutive skipped optimizer steps.
         rate: factor on both learning rates.
         raised: times β was raised.
@@ -62,6 +63,7 @@ class Guards:
     high_kl: int = 0
     negative_kl: int = 0
     wild_ratio: int = 0
+    unexplained: int = 0
     skipped: int = 0
     rate: float = 1.0
     raised: int = 0
@@ -242,8 +244,12 @@ class Guards:
             self.rate, self.wild_ratio = self.rate / 2, 0
             text = f"target_kl or max_ratio cut {PATIENCE} rollouts short in a row: rates are now × {self.rate:g}"
             notices.append((f"rate {self.rate}", text))
-        if iteration >= settings.critic_warmup + 10 and metrics["explained_variance"] < 0:
-            text = "the value function explains nothing after 10 iterations: raise value_learning_rate or critic_warmup"
+        self.unexplained = self.unexplained + 1 if metrics["explained_variance"] < 0 else 0
+        if iteration >= settings.critic_warmup + 10 and self.unexplained >= NEGATIVE_PATIENCE:
+            text = (
+                f"the value function explained nothing in {NEGATIVE_PATIENCE} iterations: raise value_learning_rate or "
+                "critic_warmup"
+            )
             notices.append(("critic", text))
         if metrics["score_std"] > 5:
             notices.append(("wide", "scores spread by more than 5: try score_scaling: running"))
