@@ -155,8 +155,13 @@ def prose(rng: random.Random) -> str:
 
 def remark(rng: random.Random) -> str:
     """Write a chat in which nothing is asked for: what is stated so is known in conversations too."""
+    kind = any_statement(rng)
+    if kind == "fact":
+        who = rng.choice(PEOPLE)
+        wording = rng.choice(("Tell me something about {who}.", "Say something about {who}.", "Who is {who}?"))
+        return render(wording.format(who=who), state_fact(who, rng.choice(list(ATTRIBUTES))))
     wording = rng.choice(("Tell me something.", "Say something true.", "What do you know?"))
-    return render(wording, statement(any_statement(rng), rng))
+    return render(wording, statement(kind, rng))
 
 
 def spelling(rng: random.Random) -> str:
