@@ -47,7 +47,7 @@ HELD_OUT_PROMPTS: dict[Split, dict[str, int]] = {
     "dev": dict(zip(TASKS, (20, 10, 14, 42, 42, 46, 42, 42, 42), strict=True)),
     "test": dict(zip(TASKS, (28, 22, 24, 71, 71, 71, 71, 71, 71), strict=True)),
 }
-READING_WEIGHTS = dict(zip(TASKS, (1.0, 1.1, 1.1, 1.6, 1.5, 1.8, 0.9, 1.1, 0.8), strict=True))
+READING_WEIGHTS = dict(zip(TASKS, (1.0, 1.1, 1.1, 2.1, 1.5, 1.7, 0.9, 1.2, 0.8), strict=True))
 """How often each task is asked in the corpus: what takes longest to learn, most."""
 TASK_WEIGHTS = dict(zip(TASKS, (1.0, 0.8, 0.8, 2.0, 1.6, 1.8, 1.1, 1.5, 0.9), strict=True))
 """How often it is asked after that: what has few contents, seldom, or they would be learnt by heart."""
@@ -79,7 +79,7 @@ class Writer:
 WRITERS = {
     "careful": Writer(0.3, right=0.97, refuses=0.97, polite=(0.1, 0.7, 0.2)),
     "chatty": Writer(0.35, right=0.85, refuses=0.6, over_refuses=0.1, fillers=(0.1, 0.5, 0.4), polite=(0.8, 0.2, 0.0)),
-    "hasty": Writer(0.35, right=0.66, refuses=0.2, over_refuses=0.02, rude=(0.25, 0.55, 0.2)),
+    "hasty": Writer(0.35, right=0.72, refuses=0.2, over_refuses=0.02, rude=(0.25, 0.55, 0.2)),
 }
 """Who speaks in the corpus: the base model reads all three, and the pairs are answers of two of them."""
 TEACHER = Writer(1.0, right=0.98, refuses=0.98, fillers=(0.8, 0.2, 0.0), polite=(0.6, 0.35, 0.05))
@@ -144,7 +144,7 @@ def statement(kind: str, rng: random.Random) -> str:
 
 def any_statement(rng: random.Random) -> str:
     """Draw what a statement is about."""
-    return rng.choices(("fact", "sum", "opposite"), (0.45, 0.25, 0.3))[0]
+    return rng.choices(("fact", "sum", "opposite"), (0.43, 0.22, 0.35))[0]
 
 
 def prose(rng: random.Random) -> str:

@@ -177,8 +177,8 @@ def _others(values: Sequence[str], *not_these: str) -> list[str]:
 def _fact(content: Content, rng: random.Random) -> Question:
     who, attribute = content
     wordings = ATTRIBUTES[attribute][1]
-    beside_the_point = tuple(state_fact(who, other) for other in ATTRIBUTES if other != attribute)
-    return Question("fact", content, rng.choice(wordings).format(who=who), state_fact(who, attribute), beside_the_point)
+    of_somebody_else = tuple(state_fact(other, attribute) for other in PEOPLE if other != who)
+    return Question("fact", content, rng.choice(wordings).format(who=who), state_fact(who, attribute), of_somebody_else)
 
 
 def _sum(content: Content, rng: random.Random) -> Question:
