@@ -53,7 +53,8 @@ class DataSource(BaseModel):
     )
     held_out: float = Field(0.0, ge=0, lt=1, description="Share of the prompts split off for evaluation.")
     part: Annotated[tuple[Share, Share] | None, Added()] = Field(
-        None, description="Use only the prompts between two shares, such as [0.5, 1.0]; parts that do not meet share none."
+        None,
+        description="Use only the prompts between two shares, such as [0.5, 1.0]; parts that do not meet share none.",
     )
     limit: int | None = Field(None, gt=0, description="Use only the first rows.")
     system: str | None = Field(None, description="System message of conversations that have none.")
@@ -78,7 +79,9 @@ class DataSource(BaseModel):
     def _part_of_prompts(self) -> Self:
         low, high = self.part or (0.0, 1.0)
         if low >= high:
-            raise ValueError(f"`part` is from {low:g} to {high:g}|two shares, the smaller one first, such as [0.5, 1.0]")
+            raise ValueError(
+                f"`part` is from {low:g} to {high:g}|two shares, the smaller one first, such as [0.5, 1.0]"
+            )
         if self.held_out and not low < self.held_out < high:
             statement = f"`held_out` is {self.held_out:g} and `part` from {low:g} to {high:g}: one side has no prompts"
             raise ValueError(f"{statement}|a share between the two, since the prompts below `held_out` are held out")
