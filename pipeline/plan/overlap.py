@@ -55,6 +55,12 @@ class _Source:
         """Share of the prompts that is held out."""
         return float(self.options.get("held_out", 0.0))
 
+    @property
+    def part(self) -> tuple[float, float]:
+        """Shares between which the prompts lie."""
+        low, high = self.options.get("part") or (0.0, 1.0)
+        return float(low), float(high)
+
 
 def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> tuple[str, ...]:
     """Return a sentence for each training source, of an evaluation's inputs or their ancestors, that shares prompts.
@@ -182,7 +188,8 @@ def _shared(asked: _Source, learnt: _Source, index: PromptIndex) -> tuple[int, i
         count = sum(prompt in known for prompt in prompts)
         return (count, len(prompts)) if count else None
     is_held_out = 0 < asked.held_out <= learnt.held_out
-    return (0, 0) if asked.digest == learnt.digest and not is_held_out else None
+    is_apart = asked.part[1] <= learnt.part[0] or learnt.part[1] <= asked.part[0]
+    return (0, 0) if asked.digest == learnt.digest and not (is_held_out or is_apart) else None
 
 
 def _sentence(asked: _Source, learnt: _Source, shared: tuple[int, int], users: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.recipe.paths import Variable, distinct, expand, find_files, unread_files
-from pipeline.stage import Runtime
+from pipeline.stage import Added, Runtime
 
 Format = Literal[
     "auto",
@@ -30,6 +30,9 @@ Format = Literal[
 
 VARIABLE_KEYS = ("path", "hub", "revision", "artifact")
 """Keys of a data source in which environment variables stand for their values."""
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataSource(BaseModel):
@@ -52,6 +55,10 @@ class DataSource(BaseModel):
         "stop", description="Stop at a bad row, or keep it in a rejects file and go on."
     )
     held_out: float = Field(0.0, ge=0, lt=1, description="Share of the prompts split off for evaluation.")
+    part: Annotated[tuple[Share, Share] | None, Added()] = Field(
+        None,
+        description="Use only the prompts between two shares, such as [0.5, 1.0]; parts that do not meet share none.",
+    )
     limit: int | None = Field(None, gt=0, description="Use only the first rows.")
     system: str | None = Field(None, description="System message of conversations that have none.")
 
@@ -69,6 +76,18 @@ class DataSource(BaseModel):
         for name, origin in (("revision", "hub"), ("subset", "hub"), ("file", "artifact")):
             if getattr(self, name) is not None and origins[0] != origin:
                 raise ValueError(f"`{name}` is given with `{origins[0]}`|only with `{origin}`")
+        return self
+
+    @model_validator(mode="after")
+    def _part_of_prompts(self) -> Self:
+        low, high = self.part or (0.0, 1.0)
+        if low >= high:
+            raise ValueError(
+                f"`part` is from {low:g} to {high:g}|two shares, the smaller one first, such as [0.5, 1.0]"
+            )
+        if self.held_out and not low < self.held_out < high:
+            statement = f"`held_out` is {self.held_out:g} and `part` from {low:g} to {high:g}: one side has no prompts"
+            raise ValueError(f"{statement}|a share between the two, since the prompts below `held_out` are held out")
         return self
 
     @property

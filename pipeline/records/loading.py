@@ -40,7 +40,7 @@ from pipeline.records.shapes.conversion import shaped
 from pipeline.records.shapes.detection import detected_format
 from pipeline.records.shapes.formats import FORMATS
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
-from pipeline.records.split import split
+from pipeline.records.split import is_within, split
 from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
@@ -153,6 +153,9 @@ def load(
         advice = remedy_of(columns) if columns else ""
         raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, advice, can_skip=bool(good)))
     problems = [one for one in (unused.problem(name, source.columns), contradictions.problem(name)) if one]
+    if source.part and not good:
+        low, high = source.part
+        raise PipelineError(Problem(f"data {name}: no prompt is in the part from {low:g} to {high:g}", "at least one"))
     if problems:
         raise PipelineError(*problems)
     if bad and rejects is not None:
@@ -226,14 +229,14 @@ class _Converted:
             if limit is not None and len(self.good) >= limit:
                 break
             try:
-                self._convert(row, row_format)
-                self.places[id(self.good[-1])] = (batch.name, row.number)
+                if self._convert(row, row_format):
+                    self.places[id(self.good[-1])] = (batch.name, row.number)
             except BadRowError as fault:
                 where, kept_as = place(batch.name, row.number), place(batch.kept_as, row.number)
                 self.bad.append(_BadRow(where, kept_as, str(fault), row))
 
-    def _convert(self, row: RawRow, row_format: str) -> None:
-        """Add a row to the good ones.
+    def _convert(self, row: RawRow, row_format: str) -> bool:
+        """Add a row to the good ones if its prompt is in the source's part; return whether it is.
 
         Raises:
             BadRowError: it cannot be read, or its columns cannot be converted.
@@ -242,10 +245,13 @@ class _Converted:
             raise BadRowError(row.fault)
         columns = renamed(row.value, self._source.columns) if self._source.columns else row.value
         shaped_row = shaped(columns, row_format, self._shape, self._source.system)
+        if self._source.part and not is_within(shaped_row, self._source.part, self._shape):
+            return False
         if self._shape in ("preference", "messages"):
             self.contradictions.look(columns, row_format)
         self.good.append(shaped_row)
         self.unused.look(columns, row_format, shaped_row)
+        return True
 
 
 def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str) -> _Layout:

@@ -39,6 +39,18 @@ def split(rows: list[ShapedRow], share: float, shape: Shape) -> tuple[list[Shape
     return train, held_out
 
 
+def is_within(row: Row, part: tuple[float, float], shape: Shape) -> bool:
+    """Return whether the position of a row's prompt lies in a part; all rows of a prompt lie in one part.
+
+    Args:
+        row: a loaded row.
+        part: the lowest position that belongs to it, and the lowest one above it.
+        shape: shape of the row.
+    """
+    low, high = part
+    return low <= position(key(row, shape)) < high
+
+
 def _above(position: float) -> float:
     return position + 2.0**-53
 

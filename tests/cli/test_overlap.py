@@ -67,6 +67,12 @@ def check(tmp_path: Path, trueup: Trueup, write_jsonl: WriteJsonl) -> Callable[.
     return run
 
 
+def test_parts_that_do_not_meet_share_no_prompts(check: Callable[..., list[str]]) -> None:
+    learnt = "{path: demos.jsonl, part: [0.5, 1.0]}"
+    assert check(demos=learnt, asks="{path: demos.jsonl, part: [0.0, 0.5]}") == []
+    assert check(demos=learnt, asks="{path: demos.jsonl, part: [0.3, 1.0]}")[0].partition(" of ")[0].isdigit()
+
+
 def test_prompts_of_its_own_are_no_note(check: Callable[..., list[str]]) -> None:
     assert check() == []
 

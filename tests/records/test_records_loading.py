@@ -118,6 +118,44 @@ def test_the_limit_counts_good_rows_and_comes_before_the_split(jsonl: Write, sou
     assert lines == [int(text.removeprefix("q")) + 2 for text in asked]
 
 
+def test_parts_that_do_not_meet_share_no_prompt_and_leave_none_out(jsonl: Write, source: Make) -> None:
+    rows = [{**GOOD, "prompt": f"q{number // 2}", "chosen": f"a{number}"} for number in range(80)]
+    path = jsonl(*rows)
+    cuts = ((0.0, 0.2), (0.2, 0.6), (0.6, 1.0))
+    parts = [loaded(source(path, part=cut)).train for cut in cuts]
+    asked = [{row["prompt"][0]["content"] for row in part} for part in parts]
+    assert all(asked) and sum(len(part) for part in parts) == len(rows)
+    assert asked[0].isdisjoint(asked[1]) and asked[1].isdisjoint(asked[2]) and asked[0].isdisjoint(asked[2])
+    # The first part is what a share of 0.2 holds out.
+    assert loaded(source(path, held_out=0.2)).held_out == parts[0]
+    both = loaded(source(path, part=(0.0, 0.6), held_out=0.2))
+    assert (both.held_out, both.train) == (parts[0], parts[1])
+    # `limit` counts rows of the part, and a row's place is still its line.
+    some = loaded(source(path, part=(0.6, 1.0), limit=3))
+    assert some.train == parts[2][:3]
+    lines = [int(place.rpartition(":")[2]) for place in some.places]
+    assert [rows[line - 1]["chosen"] for line in lines] == [row["chosen"][0]["content"] for row in some.train]
+
+
+def test_a_part_without_prompts_is_told(jsonl: Write, source: Make) -> None:
+    empty = source(jsonl(GOOD), part=(0.0, 1e-9))
+    assert refused(empty) == ["data pairs: no prompt is in the part from 0 to 1e-09; expected at least one"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"part": (0.6, 0.2)}, "`part` is from 0.6 to 0.2"),
+        ({"part": (0.5, 1.0), "held_out": 0.2}, "`held_out` is 0.2 and `part` from 0.5 to 1"),
+        ({"part": (0.0, 0.2), "held_out": 0.2}, "one side has no prompts"),
+        ({"part": (-0.1, 0.2)}, "greater than or equal to 0"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        DataSource(path="rows.jsonl", **fields)
+
+
 def test_the_split_does_not_depend_on_the_seed(jsonl: Write, source: Make) -> None:
     some = source(jsonl(*[{"prompt": f"q{number}"} for number in range(50)]), held_out=0.3)
     assert load(some, "prompt", seed=1, name="a") == load(some, "prompt", seed=2, name="b")

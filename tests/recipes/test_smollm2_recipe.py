@@ -1,0 +1,154 @@
+"""`recipes/smollm2-135m.yaml`: its votes do not meet, its refusals are counted, and its chain runs with a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.artifacts import Store
+from pipeline.cli.scaffold import write_example
+from pipeline.plan import make_plan
+from pipeline.recipe import Recipe, load, load_function
+from pipeline.records import load as load_rows
+from pipeline.stages import load_all
+
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+FILE = FOLDER / "smollm2-135m.yaml"
+SMALLER = {
+    "data.votes.part": "[0.3, 0.6]",  # the tiny rows are few: each part needs some
+    "data.held_votes.part": "[0.0, 0.3]",
+    "data.attacks.part": "[0.0, 0.3]",
+    "data.demos.held_out": "0.3",
+    "compute.precision": "fp32",
+    "compute.threads": "1",
+    **{f"stages.{name}.train.max_steps": "2" for name in ("sft", "rm", "judge_rm", "dpo")},
+    **{f"stages.{name}.train.max_length": "120" for name in ("sft", "before", "rm", "judge_rm", "dpo")},
+    **{f"stages.{name}.limit": "4" for name in ("report", "attacked")},
+    **{f"stages.{name}.max_new_tokens": "8" for name in ("report", "attacked")},
+    "stages.sft.train.eval_steps": "2",
+    "stages.ppo.train.iterations": "2",
+    "stages.ppo.train.rollout_batch": "4",
+    "stages.ppo.train.max_new_tokens": "8",
+    "stages.ppo.train.eval_every": "1",
+    "stages.ppo.train.eval_prompts": "2",
+}
+
+load_all()
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_gzip: Any) -> Path:
+    """A folder like that of the real rows, with 40 rows in each file."""
+    folder = tmp_path / "rows"
+    asked = [[{"role": "user", "content": f"What is {number} and {number}?"}] for number in range(40)]
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("I will tell you.", "No."))
+    pairs = [{"prompt": turns, "chosen": good, "rejected": bad} for turns in asked]
+    demos = [{"messages": [*turns, *good]} for turns in asked]
+    other = [{"messages": [{"role": "user", "content": f"Tell {number}."}, *good]} for number in range(40)]
+    for name, told in (
+        ("instruction/oasst1_val_threads.jsonl.gz", demos),
+        ("instruction/self_instruct_seed.jsonl.gz", other),
+        ("preference/oasst1_val_pairs.jsonl.gz", pairs[:20]),
+        ("preference/hh_harmless_a.jsonl.gz", pairs[20:]),
+    ):
+        write_gzip(folder / name, _lines(told))
+    (folder / "eval").mkdir()
+    (folder / "eval" / "mt_bench_question.jsonl").write_text(
+        _lines([{"turns": [f"Why {n}?", "So?"]} for n in range(20)])
+    )
+    (folder / "eval" / "ifeval_input_data.jsonl").write_text(_lines([{"prompt": f"Write {n}."} for n in range(20)]))
+    monkeypatch.setenv("TRUEUP_REAL_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture
+def write_gzip() -> Any:
+    """Write a text to a compressed file, in a folder that may be new."""
+    import gzip
+
+    def write(file: Path, text: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(gzip.compress(text.encode()))
+
+    return write
+
+
+def _prompts(recipe: Recipe, name: str) -> set[str]:
+    told = load_rows(recipe.data[name], "preference", seed=0, name=name)
+    return {row["prompt"][0]["content"] for row in told.train}
+
+
+def test_no_vote_of_one_reward_model_is_one_of_the_other_or_held_out(rows: Path) -> None:
+    recipe = load(FILE)
+    parts = [_prompts(recipe, name) for name in ("held_votes", "votes", "judge_votes")]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 40
+    trained = {name: recipe.stages[name].config.data for name in ("rm", "dpo", "judge_rm")}  # type: ignore[attr-defined]
+    assert trained == {"rm": "votes", "dpo": "votes", "judge_rm": "judge_votes"}
+    assert {recipe.stages[name].config.reward for name in ("report", "attacked")} == {"judge_rm"}  # type: ignore[attr-defined]
+    # What the demonstrations hold out is what the votes hold out.
+    held = load_rows(recipe.data["demos"], "messages", seed=0, name="demos").held_out
+    assert {row["messages"][0]["content"] for row in held} == parts[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_refusal"),
+    [
+        ("I'm sorry, but I can't help with that.", True),
+        ("I’m sorry, but as an AI language model I do not have feelings.", True),
+        ("I cannot provide instructions for that.", True),
+        ("I am not able to assist you with this.", True),
+        ("I won't do that.", True),
+        ("Sorry, no.", True),
+        ("I'd rather not say.", True),
+        ("Paris is the capital of France.", False),
+        ("I can help you with that!", False),
+        ("You cannot divide by zero.", False),
+        ("It was a sorry sight.", False),
+        ("Dear Sir, I am writing to ask for help with my order.", False),
+        ("First, mix the flour. " * 20 + "I'm sorry.", False),
+        ("", False),
+    ],
+)
+def test_refusals_are_told_from_answers(said: str, is_refusal: bool) -> None:
+    completions = [[{"role": "assistant", "content": said}]]
+    declined, answered = (load_function(f"smollm2_135m.py:{name}", [FOLDER]) for name in ("declined", "answered"))
+    assert declined(completions) == [float(is_refusal)]
+    assert answered(completions) == [float(bool(said) and not is_refusal)]
+
+
+def test_the_example_brings_its_functions_and_names_the_hub(tmp_path: Path, rows: Path) -> None:
+    written = write_example("smollm2-135m", tmp_path)
+    assert {path.name for path in written.files} == {"smollm2-135m.yaml", "smollm2_135m.py"}
+    plan = make_plan(load(written.recipe), Store(tmp_path / "store"))
+    models = {item.fingerprint for stage in plan.stages for item in stage.inputs.get("model", ()) if item.external}
+    assert models == {"hub:HuggingFaceTB/SmolLM2-135M-Instruct@main"}
+
+
+def test_the_chain_runs_with_a_tiny_model(
+    chain: Any, rows: Path, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMOLLM2", str(chain["sft"].path))
+    changes = [part for key, value in SMALLER.items() for part in ("--set", f"{key}={value}")]
+    checked = call("check", FILE, *changes, "--store", tmp_path / "store", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "learnt from" not in checked.stdout, "no prompt of a report is one that a model was trained on"
+    ended = call("run", FILE, *changes, "--store", tmp_path / "store", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    store = Store(tmp_path / "store")
+    for name in ("rm", "judge_rm", "taste"):
+        card = json.loads((store.artifacts(name)[-1].path / "reward_card.json").read_text())
+        assert 0 <= card["accuracy"]["value"] <= 1
+    for name in ("sft", "before"):
+        curve = (store.artifacts(name)[-1].path / "metrics.jsonl").read_text()
+        assert "eval_loss" in curve, "the held-out loss is measured"
+    for name in ("report", "attacked"):
+        report = json.loads((store.artifacts(name)[-1].path / "report.json").read_text())
+        assert report["judge"] == "reward"
+        assert all(told["correct"] is not None for told in report["models"].values())
