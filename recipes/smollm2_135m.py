@@ -1,8 +1,8 @@
 """What `smollm2-135m.yaml` counts: whether an answer declines to help.
 
-How an answer begins decides, since a model that declines says so first. An answer that declines in other words than these
-is missed, and one that only apologises for a mistake is counted. Read the answers in `samples.jsonl` before you trust a
-difference.
+How an answer begins decides, since a model that declines says so first. An answer that declines in other words than
+these is missed, and one that only apologises for a mistake is counted. Read the answers in `samples.jsonl` before you
+trust a difference.
 """
 
 import re

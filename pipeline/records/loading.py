@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
-from pipeline.errors import PipelineError, Problem, listed
+from pipeline.errors import PipelineError, Problem, counted, listed
 from pipeline.plain_data import Row, ShapedRow
 from pipeline.recipe.paths import suffix_of
 from pipeline.records.columns.contradictions import Contradictions
@@ -75,6 +75,7 @@ class LoadedRows:
             not listed, because a reward function may read them.
         detected: the format taken and the reason, one sentence for each format that files were read in.
         notes: further notes on the rows, one sentence each.
+        outside: number of rows whose prompt is not in the source's part.
     """
 
     shape: Shape
@@ -86,6 +87,7 @@ class LoadedRows:
     unused: tuple[str, ...] = ()
     detected: str = field(default="", compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    outside: int = 0
 
 
 class _Batch(NamedTuple):
@@ -148,14 +150,16 @@ def load(
         converted.take(batch, layout.format)
     good, bad, places = converted.good, converted.bad, converted.places
     unused, contradictions = converted.unused, converted.contradictions
-    if bad and (source.on_bad_row == "stop" or not good):
+    outside, can_skip = converted.outside, bool(good or converted.outside)
+    if bad and (source.on_bad_row == "stop" or not can_skip):
         columns = {} if good or source.columns else suggested([one.row.value for one in bad if one.row.value], shapes)
         advice = remedy_of(columns) if columns else ""
-        raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, advice, can_skip=bool(good)))
+        raise PipelineError(*_bad_rows(bad, len(good) + len(bad) + outside, name, advice, can_skip=can_skip))
     problems = [one for one in (unused.problem(name, source.columns), contradictions.problem(name)) if one]
     if source.part and not good:
         low, high = source.part
-        raise PipelineError(Problem(f"data {name}: no prompt is in the part from {low:g} to {high:g}", "at least one"))
+        statement = f"data {name}: no prompt of {counted(outside, 'row')} is in the part from {low:g} to {high:g}"
+        raise PipelineError(Problem(statement, "at least one", "bring more rows, or widen the part"))
     if problems:
         raise PipelineError(*problems)
     if bad and rejects is not None:
@@ -167,7 +171,16 @@ def load(
     where = [place(*places[id(row)]) for row in (*train, *held_out)]
     detected = "; ".join(dict.fromkeys(layout.why for layout in layouts if layout.why))
     return LoadedRows(
-        shape, train, held_out, where, len(bad), content, unused.names(), detected, tuple(contradictions.notes())
+        shape,
+        train,
+        held_out,
+        where,
+        len(bad),
+        content,
+        unused.names(),
+        detected,
+        tuple(contradictions.notes()),
+        outside,
     )
 
 
@@ -213,6 +226,7 @@ class _Converted:
         bad: rows that cannot be converted.
         unused: columns that nothing reads.
         contradictions: columns that contradict one another.
+        outside: number of rows whose prompt is not in the source's part.
     """
 
     def __init__(self, source: Source, shape: Shape) -> None:
@@ -220,6 +234,7 @@ class _Converted:
         self.good: list[ShapedRow] = []
         self.places: dict[int, tuple[str, int]] = {}
         self.bad: list[_BadRow] = []
+        self.outside = 0
         self.unused, self.contradictions = Unused(shape), Contradictions(source.columns)
 
     def take(self, batch: _Batch, row_format: str) -> None:
@@ -246,6 +261,7 @@ class _Converted:
         columns = renamed(row.value, self._source.columns) if self._source.columns else row.value
         shaped_row = shaped(columns, row_format, self._shape, self._source.system)
         if self._source.part and not is_within(shaped_row, self._source.part, self._shape):
+            self.outside += 1
             return False
         if self._shape in ("preference", "messages"):
             self.contradictions.look(columns, row_format)

@@ -1,4 +1,4 @@
-"""`recipes/smollm2-135m.yaml`: its votes do not meet, its refusals are counted, and its chain runs with a tiny model."""
+"""`recipes/smollm2-135m.yaml`: votes do not meet, refusals are counted, and the chain runs with a tiny model."""
 
 from __future__ import annotations
 
