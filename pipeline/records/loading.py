@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
-from pipeline.errors import PipelineError, Problem, counted, listed
+from pipeline.errors import PipelineError, Problem, listed
 from pipeline.plain_data import Row, ShapedRow
 from pipeline.recipe.paths import suffix_of
 from pipeline.records.columns.contradictions import Contradictions
@@ -40,7 +40,7 @@ from pipeline.records.shapes.conversion import shaped
 from pipeline.records.shapes.detection import detected_format
 from pipeline.records.shapes.formats import FORMATS
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
-from pipeline.records.split import is_within, split
+from pipeline.records.split import empty_part_problem, is_within, split
 from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
@@ -157,9 +157,7 @@ def load(
         raise PipelineError(*_bad_rows(bad, len(good) + len(bad) + outside, name, advice, can_skip=can_skip))
     problems = [one for one in (unused.problem(name, source.columns), contradictions.problem(name)) if one]
     if source.part and not good:
-        low, high = source.part
-        statement = f"data {name}: no prompt of {counted(outside, 'row')} is in the part from {low:g} to {high:g}"
-        raise PipelineError(Problem(statement, "at least one", "bring more rows, or widen the part"))
+        raise PipelineError(empty_part_problem(source.part, outside, name))
     if problems:
         raise PipelineError(*problems)
     if bad and rejects is not None:
@@ -170,17 +168,9 @@ def load(
     content = hub_digest(source) if source.hub is not None else combined(batch.digest for batch in batches)
     where = [place(*places[id(row)]) for row in (*train, *held_out)]
     detected = "; ".join(dict.fromkeys(layout.why for layout in layouts if layout.why))
+    notes = tuple(contradictions.notes())
     return LoadedRows(
-        shape,
-        train,
-        held_out,
-        where,
-        len(bad),
-        content,
-        unused.names(),
-        detected,
-        tuple(contradictions.notes()),
-        outside,
+        shape, train, held_out, where, len(bad), content, unused.names(), detected, notes, outside=outside
     )
 
 
