@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.stages import load_all
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILE = FOLDER / "smollm2-135m.yaml"
+MODELS = Path(os.environ.get("TRUEUP_REAL_MODELS") or FOLDER.parents[1] / "shared" / "models")
 SMALLER = {
     "data.votes.part": "[0.3, 0.6]",  # the tiny rows are few: each part needs some
     "data.held_votes.part": "[0.0, 0.3]",
@@ -25,7 +27,8 @@ SMALLER = {
     "compute.precision": "fp32",
     "compute.threads": "1",
     **{f"stages.{name}.train.max_steps": "2" for name in ("sft", "rm", "judge_rm", "dpo")},
-    **{f"stages.{name}.train.max_length": "120" for name in ("sft", "before", "rm", "judge_rm", "dpo")},
+    **{f"stages.{name}.train.batch_size": "4" for name in ("sft", "before", "rm", "judge_rm", "dpo")},
+    **{f"stages.{name}.train.max_length": "200" for name in ("sft", "before", "rm", "judge_rm", "dpo")},
     **{f"stages.{name}.limit": "4" for name in ("report", "attacked")},
     **{f"stages.{name}.max_new_tokens": "8" for name in ("report", "attacked")},
     "stages.sft.train.eval_steps": "2",
@@ -37,6 +40,24 @@ SMALLER = {
 }
 
 load_all()
+
+
+@pytest.fixture(scope="module")
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with room for the prompts, and the tokenizer of the real model where its folder can be read."""
+    from pipeline.models.load.pretrained import load_tokenizer
+    from pipeline.models.load.scratch import build_causal_lm
+    from pipeline.models.save.artifact import save_model
+    from pipeline.stage import ResolvedInput
+
+    known = MODELS / "smollm2-135m-instruct"
+    where = known if known.is_dir() else request.getfixturevalue("chain")["base"].path
+    source = ResolvedInput(ref="b", name="b", kind="external", fingerprint="b", path=str(where))
+    tokenizer, sizes = load_tokenizer(source), {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    spec = {"type": "llama", "num_attention_heads": 2, "max_position_embeddings": 512, **sizes}
+    folder = tmp_path_factory.mktemp("smollm2") / "tiny"
+    save_model(build_causal_lm(spec, tokenizer, 1), tokenizer, folder)
+    return folder
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
@@ -131,10 +152,11 @@ def test_the_example_brings_its_functions_and_names_the_hub(tmp_path: Path, rows
     assert models == {"hub:HuggingFaceTB/SmolLM2-135M-Instruct@main"}
 
 
+@pytest.mark.slow
 def test_the_chain_runs_with_a_tiny_model(
-    chain: Any, rows: Path, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, rows: Path, call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SMOLLM2", str(chain["sft"].path))
+    monkeypatch.setenv("SMOLLM2", str(tiny))
     changes = [part for key, value in SMALLER.items() for part in ("--set", f"{key}={value}")]
     checked = call("check", FILE, *changes, "--store", tmp_path / "store", cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
