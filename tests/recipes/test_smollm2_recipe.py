@@ -174,3 +174,16 @@ def test_the_chain_runs_with_a_tiny_model(
         report = json.loads((store.artifacts(name)[-1].path / "report.json").read_text())
         assert report["judge"] == "reward"
         assert all(told["correct"] is not None for told in report["models"].values())
+    for name in ("sft", "dpo", "ppo"):
+        assert _plain_answer(store.artifacts(name)[-1].path), name
+
+
+def _plain_answer(folder: Path) -> list[int]:
+    """Return the tokens that plain transformers answers with a folder's model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    chat = [{"role": "user", "content": "What is 2 and 2?"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    return answer[0, inputs["input_ids"].shape[1] :].tolist()
