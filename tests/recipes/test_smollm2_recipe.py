@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.stages import load_all
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 FILE = FOLDER / "smollm2-135m.yaml"
+PAGE = FOLDER.parent / "docs" / "real-models.md"
 MODELS = Path(os.environ.get("TRUEUP_REAL_MODELS") or FOLDER.parents[1] / "shared" / "models")
 MEASURED = ("sft", "start_loss", "dpo_loss", "ppo_loss")
 """Stages that end with the loss on held-out conversations."""
@@ -176,8 +178,19 @@ def test_the_chain_runs_with_a_tiny_model(
         report = json.loads((store.artifacts(name)[-1].path / "report.json").read_text())
         assert report["judge"] == "reward"
         assert all(told["correct"] is not None for told in report["models"].values())
+    for verb, *arguments in _commands_that_read():
+        told = call(verb, *arguments, "--store", store.root, cwd=tmp_path)
+        assert told.returncode == 0, told.stdout + told.stderr
     for name in ("sft", "dpo", "ppo"):
         assert _plain_answer(store.artifacts(name)[-1].path), name
+
+
+def _commands_that_read() -> list[list[str]]:
+    """Return the commands with which docs/real-models.md reads a run; a chat needs somebody who types."""
+    section = PAGE.read_text(encoding="utf-8").partition("\n## How to read it\n")[2]
+    lines = section.partition("```bash\n")[2].partition("```")[0].splitlines()
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    return [command for command in commands if command[0] != "chat"]
 
 
 def _plain_answer(folder: Path) -> list[int]:
