@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pipeline.artifacts.implicit_reward import REFERENCE_FOLDER, SETTINGS_FILE
-from pipeline.artifacts.manifest import InputRecord, Manifest
+from pipeline.artifacts.manifest import DataRecord, InputRecord, Manifest
 from pipeline.artifacts.provenance import HUB, adapters_of, base_of
 from pipeline.errors import counted
 
@@ -117,7 +117,7 @@ def _data(manifest: Manifest) -> str:
         return ""
     lines = ["## Data\n", "| field | rows | left out | digest |", "|---|---:|---:|---|"]
     lines += [
-        f"| {field} | {record.rows:,} | {record.rejected:,} | `{record.digest[:12]}` |"
+        f"| {field} | {_rows(manifest, record)} | {record.rejected:,} | `{record.digest[:12]}` |"
         for field, record in manifest.data.items()
     ]
     told = [f"- {count:,} {_ROW_FATES[name]}" for name, count in manifest.rows.items() if count and name in _ROW_FATES]
@@ -129,6 +129,11 @@ def _data(manifest: Manifest) -> str:
         )
         lines += ["", learnt, "", *told]
     return "\n".join(lines) + "\n"
+
+
+def _rows(manifest: Manifest, record: DataRecord) -> str:
+    used = manifest.rows_used(record)
+    return f"{record.rows:,}" if used == record.rows else f"{used:,} of {record.rows:,}"
 
 
 def _metrics(manifest: Manifest) -> str:

@@ -98,6 +98,7 @@ class DataRecord(Record):
         digest: SHA-256 of the canonical rows.
         rows: number of rows read.
         rejected: number of bad rows skipped, as the recipe allows.
+        outside: number of rows whose prompt is not in the source's part.
         where: files, hub id or artifact the rows came from.
         artifact: the artifact that contained the rows, if one did; it counts as an ancestor.
     """
@@ -106,6 +107,7 @@ class DataRecord(Record):
     digest: str
     rows: int = 0
     rejected: int = 0
+    outside: int = 0
     where: list[str] = []
     artifact: InputRecord | None = None
 
@@ -203,14 +205,15 @@ class Manifest(Record):
         return f"{self.name}@v{self.version}"
 
     def rows_used(self, record: DataRecord) -> int:
-        """Return how many rows of a data source the stage was given: with a `limit`, at most that many good ones.
+        """Return how many rows of a data source the stage was given: those of its `part`, and at most its `limit`.
 
         `DataRecord.rows` counts all rows of the source, because its digest is over all of them.
         """
         limit: Any = self.recipe
         for key in ("resolved", "data", record.source, "limit"):
             limit = limit.get(key) if isinstance(limit, Mapping) else None
-        return min(record.rows - record.rejected, limit) if isinstance(limit, int) else record.rows
+        rows = record.rows - record.outside
+        return min(rows - record.rejected, limit) if isinstance(limit, int) else rows
 
     @property
     def short(self) -> str:

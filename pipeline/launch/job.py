@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.artifacts.files import has_files, payload_bytes
 from pipeline.errors import ExitCode, Interrupted, PipelineError, Problem, agreeing, counted
@@ -111,6 +111,7 @@ class Outcome:
         seconds: wall time of the job.
         peak_memory_mib: largest resident set of the process.
         rejected: number of bad rows skipped, by source.
+        outside: number of rows that the part of a source leaves to others, by source.
         environment: device and number of threads, known only inside the process.
         runtime_report: what the stage reported on how it ran (`StageContext.runtime_report`).
         ended: Unix time of the end.
@@ -125,6 +126,7 @@ class Outcome:
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
     rejected: dict[str, int] = field(default_factory=dict)
+    outside: dict[str, int] = field(default_factory=dict)
     environment: JsonObject = field(default_factory=dict)
     runtime_report: JsonObject = field(default_factory=dict)
     ended: float = 0.0
@@ -148,11 +150,22 @@ class Channel(Protocol):
         ...
 
 
-def context_of(
-    job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]
-) -> tuple[StageContext, dict[str, int]]:
-    """Build the context of a job, and the counts of skipped rows by source, which the context fills."""
-    rejected: dict[str, int] = {}
+class RowsLeft(NamedTuple):
+    """Rows that a job does not use, by source.
+
+    Attributes:
+        rejected: number of bad rows skipped.
+        outside: number of rows that the part of a source leaves to others.
+    """
+
+    rejected: dict[str, int]
+    outside: dict[str, int]
+
+
+def context_of(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]) -> tuple[StageContext, RowsLeft]:
+    """Build the context of a job, and the counts of rows left out by source, which the context fills."""
+    left = RowsLeft({}, {})
+    rejected = left.rejected
     config_class = kind_of(job.kind).config
 
     def load_rows(field_name: str) -> Rows:
@@ -168,7 +181,7 @@ def context_of(
             artifact=data.artifact,
             rejects=rejects,
         )
-        rejected[data.name] = rows.rejected
+        rejected[data.name], left.outside[data.name] = rows.rejected, rows.outside
         if not rows.rejected:
             with contextlib.suppress(OSError):  # the folder may hold the bad rows of another source
                 rejects.parent.rmdir()
@@ -207,7 +220,7 @@ def context_of(
         warnings=job.warnings,
         responses=job.responses,
         set_aside=set_aside,
-    ), rejected
+    ), left
 
 
 def _keep_rejected(rows: Sequence[Rejected], file: Path, *, is_first: bool) -> None:
@@ -220,10 +233,10 @@ def _keep_rejected(rows: Sequence[Rejected], file: Path, *, is_first: bool) -> N
 def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool]) -> Outcome:
     """Run a job in this process and return its outcome; never raises."""
     started = time.perf_counter()
-    rejected: dict[str, int] = {}
+    left = RowsLeft({}, {})
     outcome: KeywordArguments = {}
     try:
-        context, rejected = context_of(job, send, stopping)
+        context, left = context_of(job, send, stopping)
         outcome["runtime_report"] = context.runtime_report
         kind = kind_of(job.kind)
         outcome["result"] = kind.load_run()(context, kind.config.model_validate(job.config))
@@ -242,7 +255,8 @@ def execute(job: Job, send: Callable[[Event], None], stopping: Callable[[], bool
     return Outcome(
         seconds=time.perf_counter() - started,
         peak_memory_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        rejected=rejected,
+        rejected=left.rejected,
+        outside=left.outside,
         environment=_process_environment(),
         ended=time.time(),
         **outcome,

@@ -55,6 +55,13 @@ class _Source:
         """Share of the prompts that is held out."""
         return float(self.options.get("held_out", 0.0))
 
+    def bounds(self, *, is_asked: bool) -> tuple[float, float]:
+        """Return the shares between which the prompts lie that an evaluation asks, or else those of training."""
+        low, high = map(float, self.options.get("part") or (0.0, 1.0))
+        if not self.held_out:
+            return low, high
+        return (low, self.held_out) if is_asked else (self.held_out, high)
+
 
 def overlap_warnings(plan: Plan, planned: PlannedStage, store: Store) -> tuple[str, ...]:
     """Return a sentence for each training source, of an evaluation's inputs or their ancestors, that shares prompts.
@@ -181,8 +188,9 @@ def _shared(asked: _Source, learnt: _Source, index: PromptIndex) -> tuple[int, i
         prompts, known = asked_prompts[1] or asked_prompts[0], set(learnt_prompts[0])
         count = sum(prompt in known for prompt in prompts)
         return (count, len(prompts)) if count else None
-    is_held_out = 0 < asked.held_out <= learnt.held_out
-    return (0, 0) if asked.digest == learnt.digest and not is_held_out else None
+    low, high = asked.bounds(is_asked=True)
+    learnt_low, learnt_high = learnt.bounds(is_asked=False)
+    return (0, 0) if asked.digest == learnt.digest and low < learnt_high and learnt_low < high else None
 
 
 def _sentence(asked: _Source, learnt: _Source, shared: tuple[int, int], users: Sequence[str]) -> str:
@@ -194,5 +202,6 @@ def _sentence(asked: _Source, learnt: _Source, shared: tuple[int, int], users: S
     named = "the same source" if asked.name == learnt.name else f"its source {learnt.name}"
     return (
         f"{what} of {asked.name} {are} {learnt.stage} learnt from ({named}){whose}. Figures on them say what "
-        f"was remembered. Ask prompts held out from training: `held_out` in both, or another file."
+        "was remembered. Ask prompts held out from training: `held_out` in both, parts that do not meet, or another "
+        "file."
     )

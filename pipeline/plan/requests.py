@@ -6,12 +6,13 @@ Knows nothing of fingerprints and of why a stage runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 
 from pipeline.errors import Problem, counted, listed, nearest
 from pipeline.plan.graph import Graph
 from pipeline.plan.model import PlannedStage
-from pipeline.recipe import Recipe
+from pipeline.recipe import DataSource, Recipe
 from pipeline.stage import kind_of
 
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
@@ -52,7 +53,7 @@ def not_run(graph: Graph, planned: dict[str, PlannedStage | None], wanted: set[s
 
 
 def notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
-    """Return notes on variables, a sweep, remote code and unpinned hub revisions, to be read before a run."""
+    """Return notes on variables, a sweep, parts, remote code and unpinned hub revisions, to be read before a run."""
     lines = [
         f"environment variable {variable.name} is `{variable.value}`"
         if variable.is_set
@@ -60,6 +61,8 @@ def notes(recipe: Recipe, graph: Graph, wanted: set[str]) -> tuple[str, ...]:
         for variable in recipe.variables
     ]
     lines += _sweep_notes(recipe, graph)
+    read = {name for stage in graph.order if stage in wanted for name in graph.data[stage].values()}
+    lines += _part_notes({name: source for name, source in recipe.data.items() if name in read})
     if recipe.trust_remote_code:
         lines.append("trust_remote_code is on: Python code that comes with models of the hub or a folder will run")
     for name in (name for name in graph.order if name in wanted):
@@ -86,6 +89,23 @@ def _sweep_notes(recipe: Recipe, graph: Graph) -> Iterator[str]:
             is_model = any(kind_of(recipe.stages[name].kind).makes == "model" for name in variants)
             named = f"`{stage}`" if is_model else "a model that is trained with them"
             yield f"nothing compares the variants of {stage}: name {named} in the `models` of an `evaluate` stage"
+
+
+def _part_notes(sources: Mapping[str, DataSource]) -> Iterator[str]:
+    """Yield a note for two sources of the same rows whose parts meet, unless one lies within the other."""
+    for (one, first), (other, second) in combinations(sources.items(), 2):
+        if first.part is None or second.part is None or not _same_rows(first, second):
+            continue
+        (low, high), (least, most) = sorted((first.part, second.part))
+        if low < least < high < most:
+            yield f"data {one} and data {other} share the prompts from {least:g} to {high:g}: their parts meet there"
+
+
+def _same_rows(first: DataSource, second: DataSource) -> bool:
+    """Return whether two sources have a file, a hub data set or an artifact in common."""
+    if first.path is not None and second.path is not None:
+        return not set(first.files).isdisjoint(second.files)
+    return (first.hub, first.artifact) == (second.hub, second.artifact) != (None, None)
 
 
 def _unpinned(what: str, hub_id: str, revision: str, remedy: str) -> str:

@@ -5,14 +5,15 @@ Owns the fields and the lookup of files. Knows nothing of what is in a row.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from pipeline.errors import PipelineError, Problem
 from pipeline.recipe.paths import Variable, distinct, expand, find_files, unread_files
-from pipeline.stage import Runtime
+from pipeline.stage import Added, Runtime
 
 Format = Literal[
     "auto",
@@ -30,6 +31,19 @@ Format = Literal[
 
 VARIABLE_KEYS = ("path", "hub", "revision", "artifact")
 """Keys of a data source in which environment variables stand for their values."""
+
+
+def _two_shares(value: object) -> object:
+    """Refuse a value that is not two shares in order, in one sentence for the whole of it."""
+    shares = value if isinstance(value, list | tuple) and len(value) == 2 else ()
+    numbers = [one for one in shares if isinstance(one, int | float) and not isinstance(one, bool)]
+    if value is None:
+        return None
+    if len(numbers) == 2 and 0 <= numbers[0] < numbers[1] <= 1:
+        return tuple(map(float, numbers))  # a list of JSON is no tuple to a strict model
+    raise ValueError(
+        f"is {json.dumps(value, default=str)}|two shares between 0 and 1, the smaller one first, such as [0.5, 1.0]"
+    )
 
 
 class DataSource(BaseModel):
@@ -52,6 +66,10 @@ class DataSource(BaseModel):
         "stop", description="Stop at a bad row, or keep it in a rejects file and go on."
     )
     held_out: float = Field(0.0, ge=0, lt=1, description="Share of the prompts split off for evaluation.")
+    part: Annotated[tuple[float, float] | None, BeforeValidator(_two_shares), Added()] = Field(
+        None,
+        description="Use only the prompts between two shares, such as [0.5, 1.0]; parts that do not meet share none.",
+    )
     limit: int | None = Field(None, gt=0, description="Use only the first rows.")
     system: str | None = Field(None, description="System message of conversations that have none.")
 
@@ -69,6 +87,14 @@ class DataSource(BaseModel):
         for name, origin in (("revision", "hub"), ("subset", "hub"), ("file", "artifact")):
             if getattr(self, name) is not None and origins[0] != origin:
                 raise ValueError(f"`{name}` is given with `{origins[0]}`|only with `{origin}`")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_within_part(self) -> Self:
+        low, high = self.part or (0.0, 1.0)
+        if self.held_out and not low < self.held_out < high:
+            statement = f"`held_out` is {self.held_out:g} and `part` from {low:g} to {high:g}: one side has no prompts"
+            raise ValueError(f"{statement}|a share between the two, since the prompts below `held_out` are held out")
         return self
 
     @property

@@ -40,7 +40,7 @@ from pipeline.records.shapes.conversion import shaped
 from pipeline.records.shapes.detection import detected_format
 from pipeline.records.shapes.formats import FORMATS
 from pipeline.records.sources import Source, files_of, hub_place, hub_rows
-from pipeline.records.split import split
+from pipeline.records.split import empty_part_problem, is_within, split
 from pipeline.stage import Shape, Shapes
 
 LISTED_BAD_ROWS = 20
@@ -75,6 +75,7 @@ class LoadedRows:
             not listed, because a reward function may read them.
         detected: the format taken and the reason, one sentence for each format that files were read in.
         notes: further notes on the rows, one sentence each.
+        outside: number of rows whose prompt is not in the source's part.
     """
 
     shape: Shape
@@ -86,6 +87,7 @@ class LoadedRows:
     unused: tuple[str, ...] = ()
     detected: str = field(default="", compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    outside: int = 0
 
 
 class _Batch(NamedTuple):
@@ -148,11 +150,14 @@ def load(
         converted.take(batch, layout.format)
     good, bad, places = converted.good, converted.bad, converted.places
     unused, contradictions = converted.unused, converted.contradictions
-    if bad and (source.on_bad_row == "stop" or not good):
+    outside, can_skip = converted.outside, bool(good or converted.outside)
+    if bad and (source.on_bad_row == "stop" or not can_skip):
         columns = {} if good or source.columns else suggested([one.row.value for one in bad if one.row.value], shapes)
         advice = remedy_of(columns) if columns else ""
-        raise PipelineError(*_bad_rows(bad, len(good) + len(bad), name, advice, can_skip=bool(good)))
+        raise PipelineError(*_bad_rows(bad, len(good) + len(bad) + outside, name, advice, can_skip=can_skip))
     problems = [one for one in (unused.problem(name, source.columns), contradictions.problem(name)) if one]
+    if source.part and not good:
+        raise PipelineError(empty_part_problem(source.part, outside, name))
     if problems:
         raise PipelineError(*problems)
     if bad and rejects is not None:
@@ -163,8 +168,9 @@ def load(
     content = hub_digest(source) if source.hub is not None else combined(batch.digest for batch in batches)
     where = [place(*places[id(row)]) for row in (*train, *held_out)]
     detected = "; ".join(dict.fromkeys(layout.why for layout in layouts if layout.why))
+    notes = tuple(contradictions.notes())
     return LoadedRows(
-        shape, train, held_out, where, len(bad), content, unused.names(), detected, tuple(contradictions.notes())
+        shape, train, held_out, where, len(bad), content, unused.names(), detected, notes, outside=outside
     )
 
 
@@ -210,6 +216,7 @@ class _Converted:
         bad: rows that cannot be converted.
         unused: columns that nothing reads.
         contradictions: columns that contradict one another.
+        outside: number of rows whose prompt is not in the source's part.
     """
 
     def __init__(self, source: Source, shape: Shape) -> None:
@@ -217,6 +224,7 @@ class _Converted:
         self.good: list[ShapedRow] = []
         self.places: dict[int, tuple[str, int]] = {}
         self.bad: list[_BadRow] = []
+        self.outside = 0
         self.unused, self.contradictions = Unused(shape), Contradictions(source.columns)
 
     def take(self, batch: _Batch, row_format: str) -> None:
@@ -226,14 +234,14 @@ class _Converted:
             if limit is not None and len(self.good) >= limit:
                 break
             try:
-                self._convert(row, row_format)
-                self.places[id(self.good[-1])] = (batch.name, row.number)
+                if self._convert(row, row_format):
+                    self.places[id(self.good[-1])] = (batch.name, row.number)
             except BadRowError as fault:
                 where, kept_as = place(batch.name, row.number), place(batch.kept_as, row.number)
                 self.bad.append(_BadRow(where, kept_as, str(fault), row))
 
-    def _convert(self, row: RawRow, row_format: str) -> None:
-        """Add a row to the good ones.
+    def _convert(self, row: RawRow, row_format: str) -> bool:
+        """Add a row to the good ones if its prompt is in the source's part; return whether it is.
 
         Raises:
             BadRowError: it cannot be read, or its columns cannot be converted.
@@ -242,10 +250,14 @@ class _Converted:
             raise BadRowError(row.fault)
         columns = renamed(row.value, self._source.columns) if self._source.columns else row.value
         shaped_row = shaped(columns, row_format, self._shape, self._source.system)
+        if self._source.part and not is_within(shaped_row, self._source.part, self._shape):
+            self.outside += 1
+            return False
         if self._shape in ("preference", "messages"):
             self.contradictions.look(columns, row_format)
         self.good.append(shaped_row)
         self.unused.look(columns, row_format, shaped_row)
+        return True
 
 
 def _layout_of(batch: _Batch, source: Source, shapes: Sequence[Shape], name: str) -> _Layout:

@@ -33,6 +33,7 @@ class Source(Protocol):
         columns: the file's column names to the names that formats read.
         on_bad_row: ``stop`` or ``skip``.
         held_out: share of prompts split off.
+        part: shares between which the positions of the prompts used lie; None for all prompts.
         limit: number of first rows to use.
         system: system message for rows that have none.
         files: absolute paths of the files of a path.
@@ -58,6 +59,8 @@ class Source(Protocol):
     def on_bad_row(self) -> Literal["stop", "skip"]: ...  # noqa: D102
     @property
     def held_out(self) -> float: ...  # noqa: D102
+    @property
+    def part(self) -> tuple[float, float] | None: ...  # noqa: D102
     @property
     def limit(self) -> int | None: ...  # noqa: D102
     @property

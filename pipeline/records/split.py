@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import unicodedata
 
+from pipeline.errors import Problem, counted
 from pipeline.plain_data import Row, ShapedRow
 from pipeline.stage import Shape
 
@@ -37,6 +38,30 @@ def split(rows: list[ShapedRow], share: float, shape: Shape) -> tuple[list[Shape
     train = [row for row, at in zip(rows, positions, strict=True) if at >= cut]
     held_out = [row for row, at in zip(rows, positions, strict=True) if at < cut]
     return train, held_out
+
+
+def is_within(row: Row, part: tuple[float, float], shape: Shape) -> bool:
+    """Return whether the position of a row's prompt lies in a part; all rows of a prompt lie in one part.
+
+    Args:
+        row: a loaded row.
+        part: the lowest position that belongs to it, and the lowest one above it.
+        shape: shape of the row.
+    """
+    low, high = part
+    return low <= position(key(row, shape)) < high
+
+
+def empty_part_problem(part: tuple[float, float], rows: int, name: str) -> Problem:
+    """Return the problem of a source of which no row lies in its part.
+
+    Args:
+        part: the part.
+        rows: number of rows outside of it.
+        name: name of the source in the recipe.
+    """
+    statement = f"data {name}: no prompt of {counted(rows, 'row')} is in the part from {part[0]:g} to {part[1]:g}"
+    return Problem(statement, "at least one", "bring more rows, or widen the part")
 
 
 def _above(position: float) -> float:

@@ -49,6 +49,7 @@ def manifest_fields(
                 digest=item.digest,
                 rows=item.rows,
                 rejected=outcome.rejected.get(item.source_name, 0),
+                outside=outcome.outside.get(item.source_name, 0),
                 where=_where(plan, item.source_name),
                 artifact=_input_record(item.input, None) if item.input is not None else None,
             )

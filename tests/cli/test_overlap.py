@@ -11,7 +11,7 @@ from typer.testing import Result
 
 from pipeline.artifacts import Artifact, Store
 from pipeline.plan import make_plan
-from pipeline.plan.overlap import overlap_warnings
+from pipeline.plan.overlap import PromptIndex, _shared, _Source, overlap_warnings
 from pipeline.recipe import DataSource, load
 from pipeline.records import digest
 from pipeline.stages import load_all
@@ -65,6 +65,12 @@ def check(tmp_path: Path, trueup: Trueup, write_jsonl: WriteJsonl) -> Callable[.
         return [line.removeprefix(note) for line in lines if line.startswith(note)]
 
     return run
+
+
+def test_parts_that_do_not_meet_share_no_prompts(check: Callable[..., list[str]]) -> None:
+    learnt = "{path: demos.jsonl, part: [0.5, 1.0]}"
+    assert check(demos=learnt, asks="{path: demos.jsonl, part: [0.0, 0.5]}") == []
+    assert check(demos=learnt, asks="{path: demos.jsonl, part: [0.3, 1.0]}")[0].partition(" of ")[0].isdigit()
 
 
 def test_prompts_of_its_own_are_no_note(check: Callable[..., list[str]]) -> None:
@@ -128,6 +134,37 @@ def test_the_first_rows_of_a_file_are_no_sample(check: Callable[..., list[str]])
     ]
 
 
+@pytest.mark.parametrize(
+    ("asked", "learnt", "is_told"),
+    [
+        ({"held_out": 0.2}, {"held_out": 0.2}, False),
+        ({"held_out": 0.3}, {"held_out": 0.2}, True),
+        ({"part": [0.0, 0.2]}, {"held_out": 0.2}, False),
+        ({"part": [0.0, 0.3]}, {"held_out": 0.2}, True),
+        ({"part": [0.5, 1.0], "held_out": 0.6}, {"part": [0.6, 1.0]}, False),
+        ({}, {"part": [0.6, 1.0]}, True),
+    ],
+)
+def test_shares_decide_where_the_rows_are_gone(
+    asked: dict[str, Any], learnt: dict[str, Any], is_told: bool, tmp_path: Path
+) -> None:
+    told, known = (_Source("s", "d", "digest", options, "prompt") for options in (asked, learnt))
+    assert _shared(told, known, PromptIndex(Store(tmp_path))) == ((0, 0) if is_told else None)
+
+
+def test_parts_that_meet_are_told_unless_one_lies_within_the_other(
+    check: Callable[..., list[str]], trueup: Trueup
+) -> None:
+    def told(demos: str, asks: str) -> list[str]:
+        check(demos=f"{{path: demos.jsonl, part: {demos}}}", asks=f"{{path: [demos.jsonl], part: {asks}}}")
+        return [line for line in trueup("plan", "chain.yaml").stdout.splitlines() if "parts meet" in line]
+
+    assert told("[0.4, 1.0]", "[0.0, 0.5]") == [
+        "note: data demos and data asks share the prompts from 0.4 to 0.5: their parts meet there"
+    ]
+    assert told("[0.5, 1.0]", "[0.0, 0.5]") == told("[0.2, 1.0]", "[0.2, 0.6]") == []
+
+
 EVALUATION = """
 data: {asks: {path: demos.jsonl}}
 stages:
@@ -158,6 +195,6 @@ def test_by_the_manifests_of_the_store(
     plan = make_plan(load(tmp_path / "report.yaml"), store)
     assert overlap_warnings(plan, plan.stages[0], store) == (
         "the prompts of asks are ones that sft learnt from (its source writers); dpo stands on it. "
-        "Figures on them say what was remembered. Ask prompts held out from training: `held_out` in both, or another "
-        "file.",
+        "Figures on them say what was remembered. Ask prompts held out from training: `held_out` in both, parts that "
+        "do not meet, or another file.",
     )

@@ -209,14 +209,17 @@ class RecipeCases:
 
 
 def _write_real_data(folder: Path) -> None:
-    """Write a row of each shape where `real-small.yaml` looks for them."""
+    """Write a row of each shape where `real-small.yaml` and `smollm2-135m.yaml` look for them."""
     asked, said = {"role": "user", "content": "hello"}, [{"role": "assistant", "content": "hi"}]
     pair = {"prompt": [asked], "chosen": said, "rejected": [{"role": "assistant", "content": "no"}]}
     rows = {
         "pretrain/oasst1.jsonl.gz": {"text": "some text"},
-        "instruction/oasst1.jsonl.gz": {"messages": [asked, *said]},
-        "preference/oasst1.jsonl.gz": pair,
+        "instruction/oasst1_val_threads.jsonl.gz": {"messages": [asked, *said]},
+        "instruction/self_instruct_seed.jsonl.gz": {"messages": [asked, *said]},
+        "preference/oasst1_val_pairs.jsonl.gz": pair,
+        "preference/hh_harmless_a.jsonl.gz": pair,
         "eval/mt_bench_question.jsonl": {"prompt": "why?"},
+        "eval/ifeval_input_data.jsonl": {"prompt": "why?"},
     }
     for name, row in rows.items():
         content = (json.dumps(row) + "\n").encode()

@@ -52,6 +52,7 @@ OTHER_VALUES: dict[str, Any] = {
     "variants": {"n": {"stage": "s", "settings": {"beta": 0.1}}},
     "baseline": "n",
     "limit": 5,
+    "part": (0.5, 1.0),
     "best_of_n": 4,
     "live": {"labels": 5},
     "endpoints": {"big": {"url": "http://h/v1", "model": "m"}},

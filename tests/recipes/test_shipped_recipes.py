@@ -21,19 +21,22 @@ load_all()
 
 @pytest.fixture
 def real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One row of each shape in the folders `real-small.yaml` reads."""
+    """One row of each shape in the files that `real-small.yaml` and `smollm2-135m.yaml` read."""
     turn = {"role": "user", "content": "hello"}
     said = [{"role": "assistant", "content": "hi"}]
+    pair = {"prompt": [turn], "chosen": said, "rejected": [{"role": "assistant", "content": "no"}]}
     rows = {
-        "pretrain": {"text": "some text"},
-        "instruction": {"messages": [turn, *said]},
-        "preference": {"prompt": [turn], "chosen": said, "rejected": [{"role": "assistant", "content": "no"}]},
+        "pretrain": ("tinyshakespeare", {"text": "some text"}),
+        "instruction": ("oasst1_val_threads self_instruct_seed", {"messages": [turn, *said]}),
+        "preference": ("oasst1_val_pairs hh_harmless_a", pair),
     }
-    for folder, row in rows.items():
+    for folder, (names, row) in rows.items():
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "oasst1_rows.jsonl.gz").write_bytes(_gzip(json.dumps(row)))
+        for name in names.split():
+            (tmp_path / folder / f"{name}.jsonl.gz").write_bytes(_gzip(json.dumps(row)))
     (tmp_path / "eval").mkdir()
-    (tmp_path / "eval" / "mt_bench_question.jsonl").write_text(json.dumps({"prompt": "why?"}) + "\n")
+    for name in ("mt_bench_question", "ifeval_input_data"):
+        (tmp_path / "eval" / f"{name}.jsonl").write_text(json.dumps({"prompt": "why?"}) + "\n")
     monkeypatch.setenv("TRUEUP_REAL_DATA", str(tmp_path))
     return tmp_path
 

@@ -118,6 +118,53 @@ def test_the_limit_counts_good_rows_and_comes_before_the_split(jsonl: Write, sou
     assert lines == [int(text.removeprefix("q")) + 2 for text in asked]
 
 
+def test_parts_that_do_not_meet_share_no_prompt_and_leave_none_out(jsonl: Write, source: Make) -> None:
+    rows = [{**GOOD, "prompt": f"q{number // 2}", "chosen": f"a{number}"} for number in range(80)]
+    path = jsonl(*rows)
+    cuts = ((0.0, 0.2), (0.2, 0.6), (0.6, 1.0))
+    parts = [loaded(source(path, part=cut)).train for cut in cuts]
+    asked = [{row["prompt"][0]["content"] for row in part} for part in parts]
+    assert all(asked) and sum(len(part) for part in parts) == len(rows)
+    assert [loaded(source(path, part=cut)).outside for cut in cuts] == [len(rows) - len(part) for part in parts]
+    assert asked[0].isdisjoint(asked[1]) and asked[1].isdisjoint(asked[2]) and asked[0].isdisjoint(asked[2])
+    # The first part is what a share of 0.2 holds out.
+    assert loaded(source(path, held_out=0.2)).held_out == parts[0]
+    both = loaded(source(path, part=(0.0, 0.6), held_out=0.2))
+    assert (both.held_out, both.train) == (parts[0], parts[1])
+    # `limit` counts rows of the part, and a row's place is still its line.
+    some = loaded(source(path, part=(0.6, 1.0), limit=3))
+    assert some.train == parts[2][:3]
+    lines = [int(place.rpartition(":")[2]) for place in some.places]
+    assert [rows[line - 1]["chosen"] for line in lines] == [row["chosen"][0]["content"] for row in some.train]
+
+
+def test_a_part_without_prompts_is_told(jsonl: Write, source: Make) -> None:
+    # A bad row beside it changes nothing: the rows are not all bad, they belong to other parts.
+    empty = source(jsonl(GOOD, {"prompt": "x"}), part=(0.0, 1e-9), on_bad_row="skip")
+    assert refused(empty) == [
+        "data pairs: no prompt of 1 row is in the part from 0 to 1e-09; expected at least one. Bring more rows, or "
+        "widen the part"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"part": (0.6, 0.2)}, r"is \[0.6, 0.2\]\|two shares between 0 and 1, the smaller one first"),
+        ({"part": 0.5}, r"is 0.5\|two shares"),
+        ({"part": [0.5]}, r"is \[0.5\]\|two shares"),
+        ({"part": [0, True]}, r"is \[0, true\]\|two shares"),
+        ({"part": ["a", "b"]}, r'is \["a", "b"\]\|two shares'),
+        ({"part": (0.5, 1.0), "held_out": 0.2}, "`held_out` is 0.2 and `part` from 0.5 to 1"),
+        ({"part": (0.0, 0.2), "held_out": 0.2}, "one side has no prompts"),
+        ({"part": (-0.1, 0.2)}, r"is \[-0.1, 0.2\]\|two shares"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        DataSource(path="rows.jsonl", **fields)
+
+
 def test_the_split_does_not_depend_on_the_seed(jsonl: Write, source: Make) -> None:
     some = source(jsonl(*[{"prompt": f"q{number}"} for number in range(50)]), held_out=0.3)
     assert load(some, "prompt", seed=1, name="a") == load(some, "prompt", seed=2, name="b")

@@ -41,6 +41,18 @@ def test_it_says_for_each_stage_and_source_what_is_kept_rejected_and_held_out(fr
     assert list(pairs.notes) == ["data pairs: 60 of 160 rows are bad and are left out"]
 
 
+def test_rows_of_other_parts_are_told(fresh: Any) -> None:
+    change_rows(fresh.recipe.parent / "pairs.jsonl", lambda rows: without_answers(rows, kept=100))
+    part = ("data.pairs.part=[0.0, 0.6]", "data.pairs.on_bad_row=skip")
+    pairs = counts(fresh.check(*part))["dpo.data"]
+    assert pairs.kept + pairs.outside == 100 and 0 < pairs.outside < 100
+    assert list(pairs.notes) == [
+        "data pairs: 60 of 160 rows are bad and are left out",  # of all rows: a bad row has no prompt
+        f"data pairs: {pairs.outside} of 160 rows are not in the part from 0 to 0.6",
+    ]
+    assert list(counts(fresh.check(*part))["dpo.data"].notes) == list(pairs.notes), "remembered"
+
+
 def test_columns_that_nothing_reads_are_named_once_for_each_source(fresh: Any) -> None:
     """The card of `rm` goes by `task` and gold; `mood` is nobody's, and a prompt's columns are Python's."""
     for file in ("pairs.jsonl", "asks.jsonl"):

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.artifacts.card import card
 from pipeline.errors import ExitCode, PipelineError, StageFailed
+from pipeline.records.split import position
 from pipeline.run.journal import Journal as KeptJournal
 from pipeline.run.journal import new_run_dir
 
@@ -195,6 +197,17 @@ def test_what_may_not_be_stored_fails_the_stage_by_name(finished: Any, journal: 
     assert "left.pkl" in str(failed.value)
     assert finished.seen.calls[-1] == ("failed", "report")
     assert [event["event"] for event in journal(finished.store.root)][-2:] == ["stage_failed", "run_ended"]
+
+
+def test_rows_of_other_parts_are_counted(fresh: Any) -> None:
+    fresh("data.corpus.part=[0.0, 0.5]", until="tokenizer")
+    (artifact,) = fresh.store.artifacts("tokenizer")
+    record = artifact.manifest.data["data"]
+    corpus = fresh.recipe.parent / "corpus.jsonl"
+    texts = [" ".join(json.loads(line)["text"].casefold().split()) for line in corpus.read_text().splitlines()]
+    within = sum(position(text) < 0.5 for text in texts)
+    assert (record.rows, artifact.manifest.rows_used(record)) == (len(texts), within)
+    assert f"| data | {within} of {len(texts)} | 0 |" in card(artifact.manifest, [], ())
 
 
 def test_skipped_rows_are_kept_counted_and_said(fresh: Any) -> None:

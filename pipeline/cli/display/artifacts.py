@@ -51,7 +51,7 @@ def labels_of(manifest: Manifest, tags: Mapping[str, str]) -> list[str]:
 
 
 def rows_text(manifest: Manifest, record: DataRecord) -> str:
-    """Return ``1,200 rows``, or ``5 of 1,200 rows`` where the stage used the first rows of the source only."""
+    """Return ``1,200 rows``, or ``5 of 1,200 rows`` where the stage used a part of the source only."""
     used = manifest.rows_used(record)
     total = counted(record.rows, "row")
     return total if used == record.rows else f"{used:,} of {total}"

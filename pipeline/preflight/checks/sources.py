@@ -70,6 +70,7 @@ class SourceCount:
         remarks: further notes on its rows, one sentence each.
         columns: what the columns of `SourceUse.columns` hold, of training rows as ``train.NAME`` and of held-out ones
             as ``held_out.NAME``.
+        outside: number of rows whose prompt is not in the source's part.
     """
 
     source: str
@@ -83,6 +84,7 @@ class SourceCount:
     margins: int = 0
     remarks: tuple[str, ...] = ()
     columns: Mapping[str, ColumnFacts] = field(default_factory=dict, compare=False)  # no count of its own
+    outside: int = 0
 
     @property
     def kept(self) -> int:
@@ -90,11 +92,16 @@ class SourceCount:
         return self.train + self.held_out
 
     @property
+    def read(self) -> int:
+        """Number of rows that were read, usable or not."""
+        return self.kept + self.rejected + self.outside
+
+    @property
     def notes(self) -> Iterator[str]:
         """Notes on the source for the user, one sentence each."""
         if self.rejected:
-            rows, are = self.kept + self.rejected, agreeing(self.rejected, "is", "are")
-            yield f"data {self.source}: {self.rejected:,} of {counted(rows, 'row')} {are} bad and {are} left out"
+            are = agreeing(self.rejected, "is", "are")
+            yield f"data {self.source}: {self.rejected:,} of {counted(self.read, 'row')} {are} bad and {are} left out"
         if self.unread:
             yield f"data {self.source}: these lie in the folder and are not read: {listed(self.unread)}"
         yield from (f"data {self.source}: {remark}" for remark in self.remarks)
@@ -261,6 +268,7 @@ def _read(
                 remarks=rows.notes,
                 margins=sum(row.get("margin") is not None for row in rows.train),
                 columns=_facts_of(rows, use.columns),
+                outside=rows.outside,
             )
     except PipelineError as error:
         # A bad row is a problem of its source, not of a stage that reads it.
@@ -271,7 +279,7 @@ def _read(
         )
         return (Problem(statement, "rows of two prompts or more", "bring more, or remove `held_out`", where),)
     remembered.put(key, known)
-    remarks = (*known.remarks, *_file_remarks(source, content))
+    remarks = (*known.remarks, *_file_remarks(source, content), *_part_remarks(source, known))
     return replace(known, source=use.source_name, unread=source.unread_files, remarks=remarks)
 
 
@@ -288,6 +296,14 @@ def _file_remarks(source: DataSource, content: DataDigest) -> Iterator[str]:
     if source.repeated_files:
         names = listed(f"{again.name} is {first.name}" for again, first in source.repeated_files)
         yield f"a file under two names is read once: {names}"
+
+
+def _part_remarks(source: DataSource, count: SourceCount) -> Iterator[str]:
+    """Yield a note on the rows that the part of a source leaves to others."""
+    if source.part and count.outside:
+        low, high = source.part
+        are = agreeing(count.outside, "is", "are")
+        yield f"{count.outside:,} of {counted(count.read, 'row')} {are} not in the part from {low:g} to {high:g}"
 
 
 class _Remembered:
