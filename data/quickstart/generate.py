@@ -41,7 +41,7 @@ SIZES = {
     "demonstrations": 350,
     "preferences": 2000,
     "preferences_test": 500,
-    "prompts": 1700,
+    "prompts": 1600,
 }
 HELD_OUT_PROMPTS: dict[Split, dict[str, int]] = {
     "dev": dict(zip(TASKS, (20, 10, 14, 42, 42, 46, 42, 42, 42), strict=True)),
