@@ -337,10 +337,18 @@ def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             )
 
 
+CONVERSATIONS = ("messages", "sharegpt", "alpaca", "hh")
+"""Formats whose rows have turns of a conversation, and are never plain text."""
+
+
 def _template_problems(plan: Plan) -> Iterator[Problem]:
-    """Yield a problem for each existing model without a chat template in a stage that reads conversations."""
+    """Yield a problem for each existing model without a chat template in a stage that reads conversations.
+
+    Rows of most formats may be plain text, which such a model continues. Whether they are is seen when they are encoded.
+    """
     for stage in plan.pending:
-        if all(marker.shape == "text" for marker in type(stage.spec.config).markers(Data).values()):
+        sources = [plan.recipe.data[one.source_name] for one in stage.data.values() if one.source_name in plan.recipe.data]
+        if not any(source.format in CONVERSATIONS or source.system for source in sources):
             continue
         if getattr(stage.spec.config, "chat_template", None):
             continue
