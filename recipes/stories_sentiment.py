@@ -1,9 +1,9 @@
 """What `stories-sentiment.yaml` pays for: a story that begins happily, and that goes on.
 
 VADER (Hutto and Gilbert 2014, https://github.com/cjhutto/vaderSentiment) looks words up in a lexicon and returns a
-sentiment from -1 to 1. The sum behind it grows with every happy word, so only the first `WORDS` words count: a longer story
-gains nothing. A shorter story keeps of a good score only the share of the words that it has, and all of a bad one, so that
-a story that ends at once gains nothing either. The base model writes more than `WORDS` words in 60 tokens.
+sentiment from -1 to 1. The sum behind it grows with every happy word, so only the first `WORDS` words count: a longer
+story gains nothing. A shorter story keeps of a good score only the share of the words that it has, and all of a bad
+one, so that a story that ends at once gains nothing either. The base model writes more than `WORDS` words in 60 tokens.
 """
 
 from __future__ import annotations

@@ -344,11 +344,15 @@ CONVERSATIONS = ("messages", "sharegpt", "alpaca", "hh")
 def _template_problems(plan: Plan) -> Iterator[Problem]:
     """Yield a problem for each existing model without a chat template in a stage that reads conversations.
 
-    Rows of most formats may be plain text, which such a model continues. Whether they are is seen when they are encoded.
+    Rows of most formats, and those of an artifact, may be plain text, which such a model continues. Whether they are is
+    seen when they are encoded.
     """
     for stage in plan.pending:
-        sources = [plan.recipe.data[one.source_name] for one in stage.data.values() if one.source_name in plan.recipe.data]
-        if not any(source.format in CONVERSATIONS or source.system for source in sources):
+        if all(marker.shape == "text" for marker in type(stage.spec.config).markers(Data).values()):
+            continue
+        names = {one.source_name for one in stage.data.values()}
+        sources = [source for name, source in plan.recipe.data.items() if name in names]
+        if not any((source.format in CONVERSATIONS and not source.artifact) or source.system for source in sources):
             continue
         if getattr(stage.spec.config, "chat_template", None):
             continue

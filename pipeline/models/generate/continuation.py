@@ -12,6 +12,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def decoded_response(ids: Sequence[int], prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text of a response without special tokens, as `with_leading_space` has it.
+
+    Args:
+        ids: tokens of the response.
+        prompt_ids: tokens of the prompt.
+        tokenizer: tokenizer of both.
+    """
+    return with_leading_space(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids, prompt_ids, tokenizer)
+
+
 def with_leading_space(
     text: str, ids: Sequence[int], prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> str:
@@ -22,12 +33,12 @@ def with_leading_space(
     learnt from. A chat template puts its own text between prompt and response, so there nothing is added.
 
     Args:
-        text: the response, without white space around it.
+        text: the response without special tokens. White space at its beginning is taken for that of its tokens.
         ids: its tokens.
         prompt_ids: tokens of the prompt.
         tokenizer: tokenizer of both.
     """
-    if tokenizer.chat_template or not prompt_ids or not text:
+    if tokenizer.chat_template or not prompt_ids or not text.strip() or text[0].isspace():
         return text
     last = list(prompt_ids[-1:])
     before, both = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in (last, [*last, *ids]))

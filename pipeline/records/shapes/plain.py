@@ -1,23 +1,17 @@
-"""Writes rows of plain text as they were read, so that a base model without a chat template continues them again.
+"""The mark of rows of plain text, which a base model without a chat template continues.
 
-Owns nothing of formats: `pipeline.records.shapes.formats` reads such rows.
+Rows that a stage writes are turns, whatever they were read from. The mark says that their turns were plain text, so
+that they are continued again where they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from pipeline.plain_data import JsonObject, Row
 
-from pipeline.plain_data import Row
+MARK = "plain_text"
+"""Key of a row whose sides were plain text."""
 
 
-def as_written(sides: Mapping[str, Sequence[Any]], row: Row) -> dict[str, Any]:
-    """Return the sides of a row as texts if the row that they come from was plain text, else as the turns they are.
-
-    Args:
-        sides: turns by column, such as `prompt` and `chosen`.
-        row: the row with the prompt, as a source of data gives it.
-    """
-    if not row.get("plain_text"):
-        return dict(sides)
-    return {name: "".join(str(turn["content"]) for turn in turns) for name, turns in sides.items()}
+def mark_of(row: Row) -> JsonObject:
+    """Return the mark of a row as columns to write: none if the row is a conversation."""
+    return {MARK: True} if row.get(MARK) is True else {}

@@ -17,7 +17,7 @@ from pipeline.evaluation.stats.estimate import rounded
 from pipeline.evaluation.stats.intervals import Bootstrap
 from pipeline.plain_data import JsonObject, Row, ShapedRow
 from pipeline.preferences.candidates import OF_SAMPLING, is_usable
-from pipeline.records.shapes.plain import as_written
+from pipeline.records.shapes.plain import mark_of
 from pipeline.rl.rewards.functions import call_reward
 from pipeline.rl.rewards.sources import RewardSources
 from pipeline.rl.rewards.texts import Answered, scores_by_model, unreadable
@@ -220,17 +220,13 @@ def _write(out: Path, rows: Sequence[Row], choices: Sequence[Choice | None]) -> 
         for row, choice in zip(rows, choices, strict=True):
             if choice is None:
                 continue
-            beside: JsonObject = {"tools": row["tools"]} if row.get("tools") else {}
+            beside: JsonObject = {**({"tools": row["tools"]} if row.get("tools") else {}), **mark_of(row)}
             best = {"role": "assistant", "content": choice.best.text}
-            demo: JsonObject = {"messages": [*row["prompt"], best]}
-            if row.get("plain_text"):
-                demo = as_written({"prompt": row["prompt"], "completion": [best]}, row)
-            demo_file.write(json.dumps({**demo, **beside}, ensure_ascii=False) + "\n")
+            demo_file.write(json.dumps({"messages": [*row["prompt"], best], **beside}, ensure_ascii=False) + "\n")
             demos += 1
             if choice.other is not None:
                 sides = {"chosen": [best], "rejected": [{"role": "assistant", "content": choice.other.text}]}
-                pair = as_written({"prompt": row["prompt"], **sides}, row)
-                margin = {"margin": rounded(choice.best.score - choice.other.score)}
-                pair_file.write(json.dumps({**pair, **margin, **beside}, ensure_ascii=False) + "\n")
+                pair = {"prompt": row["prompt"], **sides, "margin": rounded(choice.best.score - choice.other.score)}
+                pair_file.write(json.dumps({**pair, **beside}, ensure_ascii=False) + "\n")
                 pairs += 1
     return demos, pairs
