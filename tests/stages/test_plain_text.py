@@ -44,7 +44,8 @@ def _llama_tokenizer() -> Any:
     strip = decoders.Strip(content=" ", left=1, right=0)
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
     special = ["<unk>", "<s>", "</s>"]
-    made.train_from_iterator(PROMPTS * 9, trainers.BpeTrainer(vocab_size=90, special_tokens=special, initial_alphabet=["\n"]))
+    trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=special, initial_alphabet=["\n"])
+    made.train_from_iterator(PROMPTS * 9, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
     )
