@@ -21,7 +21,7 @@ load_all()
 
 @pytest.fixture
 def real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One row of each shape in the folders `real-small.yaml` reads."""
+    """One row of each shape in the folders that `real-small.yaml` reads, and a model for `stories-sentiment.yaml`."""
     turn = {"role": "user", "content": "hello"}
     said = [{"role": "assistant", "content": "hi"}]
     rows = {
@@ -35,6 +35,11 @@ def real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "mt_bench_question.jsonl").write_text(json.dumps({"prompt": "why?"}) + "\n")
     monkeypatch.setenv("TRUEUP_REAL_DATA", str(tmp_path))
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "config.json").write_text("{}")
+    (tmp_path / "stories.jsonl").write_text(json.dumps({"prompt": "Once"}) + "\n")
+    monkeypatch.setenv("STORIES260K", str(tmp_path / "stories"))
+    monkeypatch.setenv("STORIES_PROMPTS", str(tmp_path / "stories.jsonl"))
     return tmp_path
 
 

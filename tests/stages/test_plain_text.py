@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from storyteller import PROMPTS, llama_tokenizer, save_storyteller
 
 from pipeline.artifacts import Store
 from pipeline.errors import PipelineError
@@ -22,7 +23,6 @@ from pipeline.stage import ResolvedInput
 from pipeline.stages.collect.run import _marked
 
 STORIES = Path(os.environ.get("TRUEUP_REAL_MODELS") or Path(__file__).parents[3] / "shared" / "models") / "stories260K"
-PROMPTS = ["Once there was a cat.", "Once there was a dog.", "The sun was red.", "Tom saw a ship."]
 REWARDS = """
 import json
 
@@ -34,37 +34,9 @@ def spaced(completions, **columns):
 """
 
 
-def _llama_tokenizer() -> Any:
-    """Return a tokenizer of Llama's family: a space before a word is part of it, and decoding drops the first one."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    strip = decoders.Strip(content=" ", left=1, right=0)
-    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=special, initial_alphabet=["\n"])
-    made.train_from_iterator(PROMPTS * 9, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
-    )
-
-
 @pytest.fixture(scope="module")
 def storyteller(tmp_path_factory: pytest.TempPathFactory) -> ResolvedInput:
-    """A random base model without a chat template."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder, tokenizer = tmp_path_factory.mktemp("storyteller"), _llama_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=128, initializer_range=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    folder = save_storyteller(tmp_path_factory.mktemp("storyteller"))
     return ResolvedInput(ref="base", name="base", kind="external", fingerprint="f" * 64, path=str(folder))
 
 
@@ -87,7 +59,7 @@ def _tokens(tokenizer: Any, text: str) -> list[int]:
 
 @pytest.mark.parametrize("words", [" a cat.", "s red", "\n\nTom saw", ""])
 def test_prompt_and_response_together_are_the_sampled_tokens(words: str) -> None:
-    tokenizer = _llama_tokenizer()
+    tokenizer = llama_tokenizer()
     prompt = _tokens(tokenizer, PROMPTS[0])
     ids = _tokens(tokenizer, PROMPTS[0] + words)[len(prompt) :]
     assert decoded_response([*ids, 2], prompt, tokenizer) == words
