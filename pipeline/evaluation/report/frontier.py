@@ -249,9 +249,10 @@ def _keep_apart(figure: Figure, axes: Axes, labels: Sequence[_Label]) -> None:
 def _drawn(axes: Axes, pixels_per_pt: float) -> Iterator[Sequence[float]]:
     """Yield boxes of the points, and of short pieces of the lines: left, bottom, right and top of each, in pixels."""
     for line in axes.lines:
-        if not len(line.get_xydata()):
+        data = np.asarray(line.get_xydata())
+        if not data.size:
             continue
-        places = axes.transData.transform(line.get_xydata())
+        places = axes.transData.transform(data)
         half = line.get_markersize() / 2 * pixels_per_pt
         if line.get_marker() not in ("", "None", None):
             yield from ((x - half, y - half, x + half, y + half) for x, y in places)
