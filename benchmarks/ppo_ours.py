@@ -94,7 +94,7 @@ def trainer(asked: argparse.Namespace) -> Any:
         ),
         engine=engine,
         generation=generation,
-        decode_text=lambda ids: str(made.decode(ids, skip_special_tokens=True)),
+        decode_text=lambda ids, prompt_ids: str(made.decode(ids, skip_special_tokens=True)),
         seed=asked.seed,
     )
 

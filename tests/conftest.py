@@ -79,7 +79,7 @@ SLOW = {
     "tensor tp_replicas trunk_processes zero3 zero_bytes",
     "preferences": "accessibility app browser browser_details collect_stage dimensions live_app live_browser "
     "live_endpoints never_stuck other_sites ranking_browser ranking_stage rendering security",
-    "recipes": "real_recipes",
+    "recipes": "real_recipes stories",
     "rl": "ppo_resume processes sampling_law sharded_steps trainer",
     "recipe": "trainer_fields",
     "run": "check_tokens full_disk implicit_chain merge_chain merge_sources preflight run run_rounds run_sweep signals",

@@ -60,6 +60,7 @@ class Answers:
         kl: k1 estimate of each response's KL to the reference, its log-ratio under the two models, (N,); NaN for an
             empty response. None for the reference itself and for greedy answers, which are not samples.
         kl_k3: the k3 estimate of the same.
+        nll: negative log-likelihood of each response under the baseline in nats, (N,); NaN for an empty response.
         stop_reasons: why each response stopped; derived from `ended` when empty.
         ref: ref of the checkpoint in the store.
         is_variant: whether it is the baseline's checkpoint with other decoding.
@@ -74,6 +75,7 @@ class Answers:
     correct: Sequence[float | None] | ArrayLike | None = None
     kl: ArrayLike | None = None
     kl_k3: ArrayLike | None = None
+    nll: ArrayLike | None = None
     stop_reasons: Sequence[StopReason] = ()
     ref: str = ""
     is_variant: bool = False
@@ -91,6 +93,15 @@ class Answers:
         k1_N, k3_N, tokens_N = (np.asarray(each, dtype=np.float64) for each in (self.kl, self.kl_k3, self.lengths))
         is_measured = ~np.isnan(k1_N)
         return SequenceKL(k1_N[is_measured], k3_N[is_measured], tokens_N[is_measured]) if is_measured.any() else None
+
+    @property
+    def nll_and_tokens(self) -> tuple[Floats, Floats] | None:
+        """Negative log-likelihood and tokens of each response that is not empty, (N,) each; None if not measured."""
+        if self.nll is None or self.lengths is None:
+            return None
+        nll_N, tokens_N = (np.asarray(each, dtype=np.float64) for each in (self.nll, self.lengths))
+        is_measured = ~np.isnan(nll_N)
+        return (nll_N[is_measured], tokens_N[is_measured]) if is_measured.any() else None
 
     def scores(self, judge: Judge) -> Floats | None:
         """Return the scores by one judge, (N,) or (N, S)."""
@@ -176,6 +187,7 @@ def from_samples(samples: Sequence[Sample]) -> tuple[list[Answers], list[Prompt]
                 correct=column(answers, "correct"),
                 kl=column(answers, "kl"),
                 kl_k3=column(answers, "kl_k3"),
+                nll=column(answers, "nll"),
             )
         )
     return models, prompts
@@ -220,6 +232,7 @@ def _columns(model: Answers, baseline: Answers, judge: Judge) -> dict[str, Seque
         "result": results,
         "kl": column(model.kl),
         "kl_k3": column(model.kl_k3),
+        "nll": column(model.nll),
         "length": column(model.lengths),
         "stop_reason": stops,
     }

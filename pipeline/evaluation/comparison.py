@@ -22,7 +22,14 @@ from pipeline.evaluation.report.samples import Sample
 from pipeline.evaluation.stats.differences import paired_difference
 from pipeline.evaluation.stats.divergence import Divergence, SequenceKL, summarized
 from pipeline.evaluation.stats.estimate import Delta, Estimate
-from pipeline.evaluation.stats.intervals import RESAMPLES, Bootstrap, mean_interval, wilson
+from pipeline.evaluation.stats.intervals import (
+    RESAMPLES,
+    Bootstrap,
+    Floats,
+    mean_interval,
+    ratio_interval,
+    wilson,
+)
 from pipeline.evaluation.stats.winrate import win_rate
 from pipeline.evaluation.sweep import summarized_anew
 
@@ -131,6 +138,10 @@ class _Settings:
             return None
         return summarized(sums, **self.bootstrap.options)
 
+    def per_token(self, sums: tuple[Floats, Floats] | None) -> Estimate | None:
+        """Return the sum over all responses by their tokens; None when it was not measured."""
+        return None if sums is None else ratio_interval(*sums, **self.bootstrap.options)
+
     def delta(self, policy: ArrayLike, baseline: ArrayLike) -> Delta:
         return paired_difference(policy, baseline, bounds=_SHARE, **self.bootstrap.options)
 
@@ -185,6 +196,7 @@ def _model(model: Answers, baseline: Answers, tasks: Sequence[str], settings: _S
         kl=divergence.k1_per_sequence if divergence else None,
         kl_k3=divergence.k3_per_sequence if divergence else None,
         kl_per_token=divergence.k1_per_token if divergence else None,
+        nll=settings.per_token(model.nll_and_tokens),
         length=None if model.lengths is None else settings.mean(model.lengths),
         eos_rate=None if model.ended is None else settings.share(model.ended),
         tasks={task: metrics for task, metrics in per_task.items() if metrics},

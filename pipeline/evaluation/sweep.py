@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pipeline.evaluation.report.record import ModelMetrics, Report, SettingFigures, SettingValue, Spread
 
-FIGURES = ("win_rate", "gold", "reward", "correct", "kl", "length")
+FIGURES = ("win_rate", "gold", "reward", "correct", "kl", "nll", "length")
 _SEED = "seed"
 
 

@@ -24,6 +24,7 @@ from pipeline.records.pair_choice import (
     choose_pairs,
     unusable,
 )
+from pipeline.records.shapes.plain import mark_of
 from pipeline.records.shapes.turns import Turn
 from pipeline.stage import Rows
 
@@ -47,6 +48,7 @@ class Pair(TypedDict):
         rejected: the other answer.
         propensity: probability with which these two were chosen among the prompt's answers.
         tools: tools that the assistant may call, where there are any.
+        plain_text: whether the turns are plain text, which continues the prompt; left out of a conversation.
     """
 
     prompt: list[Turn]
@@ -54,6 +56,7 @@ class Pair(TypedDict):
     rejected: list[Turn]
     propensity: float
     tools: NotRequired[list[JsonObject]]
+    plain_text: NotRequired[bool]
 
 
 class Ranked(TypedDict):
@@ -71,6 +74,7 @@ class Ranking(TypedDict):
         candidates: the answers, in the order in which they stand.
         propensity: probability with which just these were chosen among the prompt's answers.
         tools: tools that the assistant may call, where there are any.
+        plain_text: whether the turns are plain text, which continues the prompt; left out of a conversation.
     """
 
     prompt: list[Turn]
@@ -78,6 +82,7 @@ class Ranking(TypedDict):
     candidates: list[Ranked]
     propensity: float
     tools: NotRequired[list[JsonObject]]
+    plain_text: NotRequired[bool]
 
 
 def is_usable(candidate: Row) -> bool:
@@ -114,6 +119,8 @@ def ranked_row(row: Row, rule: PairRule, seed: int, place: int) -> Ranking | Non
     chosen: Ranking = {"prompt": row["prompt"], "row": place, "candidates": candidates, "propensity": group.propensity}
     if row.get("tools"):
         chosen["tools"] = row["tools"]
+    if mark_of(row):
+        chosen["plain_text"] = True
     return chosen
 
 
@@ -132,6 +139,8 @@ def pair_row(row: Row, pair: ChosenPair) -> Pair:
     sides: Pair = {"prompt": row["prompt"], "chosen": [first], "rejected": [second], "propensity": pair.propensity}
     if row.get("tools"):
         sides["tools"] = row["tools"]
+    if mark_of(row):
+        sides["plain_text"] = True
     return sides
 
 

@@ -337,10 +337,22 @@ def _length_problems(plan: Plan, shapes: ModelShapes) -> Iterator[Problem]:
             )
 
 
+CONVERSATIONS = ("messages", "sharegpt", "alpaca", "hh")
+"""Formats whose rows have turns of a conversation, and are never plain text."""
+
+
 def _template_problems(plan: Plan) -> Iterator[Problem]:
-    """Yield a problem for each existing model without a chat template in a stage that reads conversations."""
+    """Yield a problem for each existing model without a chat template in a stage that reads conversations.
+
+    Rows of most formats, and those of an artifact, may be plain text, which such a model continues. Whether they are is
+    seen when they are encoded.
+    """
     for stage in plan.pending:
         if all(marker.shape == "text" for marker in type(stage.spec.config).markers(Data).values()):
+            continue
+        names = {one.source_name for one in stage.data.values()}
+        sources = [source for name, source in plan.recipe.data.items() if name in names]
+        if not any((source.format in CONVERSATIONS and not source.artifact) or source.system for source in sources):
             continue
         if getattr(stage.spec.config, "chat_template", None):
             continue

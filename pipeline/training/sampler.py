@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pipeline.artifacts.responses import ResponseCache, facts_digest
 from pipeline.errors import agreeing, counted, listed
+from pipeline.models.generate.continuation import with_leading_space
 from pipeline.models.generate.decode import GenerationSettings, check_prompts
 from pipeline.models.generate.engines.names import EngineName
 from pipeline.models.generate.sampling import Sampling
@@ -51,7 +52,8 @@ class Response(NamedTuple):
     """One response.
 
     Attributes:
-        text: text without special tokens, cut before a stop string, without white space around it.
+        text: text without special tokens, cut before a stop string, without white space around it. Of a model
+            without a chat template, the white space between prompt and response is part of it.
         ids: tokens of the response, the end token or the stop string included.
         finish_reason: why it ends.
     """
@@ -348,7 +350,7 @@ class Sampler:
         responses: dict[int, Response] = {}
         for rows, unit in zip(request.batches(), self._units[id(request)], strict=True):
             for row, (ids, reason) in zip(rows, self._values[unit.key], strict=True):
-                responses[row] = _response(ids, reason, request)
+                responses[row] = _response(ids, reason, request, row)
         return [responses[row] for row in range(len(request.prompts))]
 
 
@@ -361,9 +363,10 @@ def _may_change(source: ResolvedInput) -> bool:
 _NOT_KEPT = "the responses cannot be kept"
 
 
-def _response(ids: list[int], finish_reason: FinishReason, request: Request) -> Response:
+def _response(ids: list[int], finish_reason: FinishReason, request: Request, row: int) -> Response:
     cut = cut_at_stop(ids, request.stop, request.tokenizer)
-    return Response(cut.text.strip(), cut.ids, "stop" if cut.is_cut else finish_reason)
+    text = with_leading_space(cut.text.strip(), cut.ids, request.prompts[row], request.tokenizer)
+    return Response(text, cut.ids, "stop" if cut.is_cut else finish_reason)
 
 
 def _end_of(ids: Sequence[int], eos: Sequence[int], max_new_tokens: int) -> FinishReason:

@@ -197,6 +197,7 @@ def build_trainer(
         task: what the adapter is for.
         options: further arguments of ``trainer_class``.
     """
+    is_evaluated = bool(data.held_out) and arguments.eval_strategy != "no"  # else the reference would score them too
     with unhashed(trainer_class) if parts.reference is not None else nullcontext():
         build: Callable[..., AnyTrainer] = trainer_class
         return build(
@@ -204,7 +205,7 @@ def build_trainer(
             model=opened.model,
             args=arguments,
             train_dataset=Dataset.from_list(data.train),
-            eval_dataset=Dataset.from_list(data.held_out) if data.held_out else None,
+            eval_dataset=Dataset.from_list(data.held_out) if is_evaluated else None,
             processing_class=opened.tokenizer,
             peft_config=lora_config(opened.adapter, task, opened.model) if opened.adapter else None,
             **options,

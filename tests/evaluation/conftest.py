@@ -38,6 +38,7 @@ def answers():
             reward=[5] * 20,
             correct=[task == "sum" for task in TASKS],
             **moved,
+            nll=[12.0, 36.0] * 10,
             ref="dpo@9f31c0",
         ),
         Answers(
@@ -55,6 +56,7 @@ def answers():
             "sft (greedy)",
             [f"It is {i}." for i in range(20)],
             lengths=[8, 10] * 10,
+            nll=[8.0, 20.0] * 10,
             ended=[True] * 20,
             gold=[1] * 20,
             reward=[2] * 20,

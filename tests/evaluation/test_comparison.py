@@ -27,6 +27,16 @@ def test_win_rate_and_means(answers, prompts):
     assert dpo.kl_k3.value == pytest.approx(3 * (np.log(2) - 0.5))
 
 
+def test_likelihood_under_the_baseline_is_per_token(answers, prompts):
+    models = compare(answers, prompts, bootstrap=Bootstrap(seed=0), baseline="sft").models
+    assert models["sft"].nll is None
+    assert models["dpo"].nll.value == pytest.approx(2.0)  # 480 nats over 240 tokens
+    assert models["sft (greedy)"].nll.value == pytest.approx(280 / 180)  # not the mean of 1 and 2
+    empty = dataclasses.replace(answers[0], kl=None, kl_k3=None, nll=[np.nan, *[24.0] * 19], lengths=[0, *[12] * 19])
+    again = compare([empty, *answers[1:]], prompts, bootstrap=Bootstrap(seed=0), baseline="sft").models["dpo"]
+    assert again.nll.value == pytest.approx(2.0) and again.nll.n == 19
+
+
 def test_correctness_beside_the_win_rate(answers, prompts):
     report = compare(answers, prompts, bootstrap=Bootstrap(seed=0), baseline="sft")
     dpo = report.models["dpo"]

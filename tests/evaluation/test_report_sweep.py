@@ -6,7 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import pytest
 from pipeline.evaluation.answers import Answers, Prompt, samples
 from pipeline.evaluation.best_of_n.baseline import best_of_baseline
 from pipeline.evaluation.comparison import compare, recomputed
+from pipeline.evaluation.drawing import style
+from pipeline.evaluation.report import frontier
 from pipeline.evaluation.report.frontier import has_frontier
 from pipeline.evaluation.report.record import Report, read, to_json
 from pipeline.evaluation.report.sweep_section import best_of_n_table, sweep_sentence, sweep_table
@@ -113,6 +115,35 @@ def test_seeds_alone_are_one_point_and_the_baseline_may_be_one_of_them(tmp_path:
     assert (report.sweep or [])[0].figures["kl"].mean == pytest.approx(1.0)  # of 0, 1 and 2
     texts = _texts(tmp_path / "frontier.svg")
     assert "made" in texts and "sft (baseline)" not in texts
+
+
+def test_labels_stand_on_no_line_and_on_the_outer_side_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages close to each other, the higher one named last: its values stand above its line."""
+    given = {"low": {0.02: (2.0, 7.0), 0.05: (1.8, 6.8), 0.2: (0.6, 5.5)}, "high": {0.1: (2.2, 7.8), 1.0: (0.9, 7.2)}}
+    answers, variants = [_answers("sft", 4.0, None)], {}
+    for stage, settings in given.items():
+        for value, (kl, gold) in settings.items():
+            answers.append(_answers(f"{stage}-{value}", gold, kl))
+            variants[f"{stage}-{value}"] = Variant(stage=stage, settings={"beta": value})
+    answers.append(_answers("plain", 5.0, 0.5))
+    variants["plain"] = Variant(stage="plain", settings={"seed": 1})
+    drawn: list[Any] = []
+    monkeypatch.setattr(frontier, "save", lambda figure, path, title: drawn.append(figure) or path)
+    with style():
+        frontier.draw_frontier(_report(variants=variants, answers=answers), Path("frontier.svg"))
+        axes = drawn[0].axes[0]
+        drawn[0].draw_without_rendering()
+    labels = {text.get_text(): text for text in axes.texts}
+    assert set(labels) == {"0.02", "0.05", "0.2", "0.1", "1"}  # none of a stage without a setting
+    for text, label in labels.items():
+        box = label.get_window_extent()
+        for line in axes.lines:
+            places = axes.transData.transform(line.get_xydata()) if len(line.get_xydata()) else []
+            for (x, y), (to_x, to_y) in pairwise(places):
+                pieces = [(x + (to_x - x) * i / 99, y + (to_y - y) * i / 99) for i in range(100)]
+                assert not any(box.contains(*piece) for piece in pieces), text
+        is_above = box.y0 > axes.transData.transform(label.xy)[1]
+        assert is_above == (text in ("0.1", "1")), text
 
 
 def test_the_line_goes_from_value_to_value(tmp_path: Path) -> None:

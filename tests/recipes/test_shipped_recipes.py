@@ -21,7 +21,7 @@ load_all()
 
 @pytest.fixture
 def real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One row of each shape in the files that `real-small.yaml` and `smollm2-135m.yaml` read."""
+    """One row of each shape in the files that the recipes on real data read, and a model for `stories-sentiment.yaml`."""
     turn = {"role": "user", "content": "hello"}
     said = [{"role": "assistant", "content": "hi"}]
     pair = {"prompt": [turn], "chosen": said, "rejected": [{"role": "assistant", "content": "no"}]}
@@ -38,6 +38,11 @@ def real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("mt_bench_question", "ifeval_input_data"):
         (tmp_path / "eval" / f"{name}.jsonl").write_text(json.dumps({"prompt": "why?"}) + "\n")
     monkeypatch.setenv("TRUEUP_REAL_DATA", str(tmp_path))
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "config.json").write_text("{}")
+    (tmp_path / "stories.jsonl").write_text(json.dumps({"prompt": "Once"}) + "\n")
+    monkeypatch.setenv("STORIES260K", str(tmp_path / "stories"))
+    monkeypatch.setenv("STORIES_PROMPTS", str(tmp_path / "stories.jsonl"))
     return tmp_path
 
 

@@ -120,7 +120,7 @@ def trainer_of(
         generation=GenerationSettings(
             chosen.max_new_tokens, list(eos_ids), pad_id, Sampling(temperature=chosen.temperature)
         ),
-        decode_text=lambda ids: " ".join(map(str, ids)),
+        decode_text=lambda ids, prompt_ids: " ".join(map(str, ids)),
         seed=seed,
         **own,
     )

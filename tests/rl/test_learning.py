@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from pipeline.rl.on_policy.trainer import PromptBatches, Prompts
 from pipeline.stage import Event
 
 NONE = math.nan
-PROMPTS = Prompts(rows=[], prompt_ids=[], shown=[], train=0, counts={})
+PROMPTS = Prompts(rows=[], prompt_ids=[], shown=[], train=0, counts={}, tokenizer=cast(Any, None))
 
 
 @pytest.mark.parametrize(

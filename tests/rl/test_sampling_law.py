@@ -32,7 +32,7 @@ def _p_value(policy: Policy, engine: Engine, settings: GenerationSettings) -> fl
         engine,
         [(place, prompt) for place in range(DRAWS)],
         settings=settings,
-        decode_text=lambda ids: "",
+        decode_text=lambda ids, prompt_ids: "",
     )
     first = torch.tensor([episode.response_ids[0] for episode in episodes]).mode().values.item()
     seen = torch.tensor([e.response_ids[1] for e in episodes if e.response_ids[0] == first])

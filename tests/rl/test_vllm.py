@@ -77,7 +77,7 @@ def test_it_samples_from_the_law_of_the_weights_it_was_given(policy: Policy, eng
 def test_its_log_probabilities_are_the_scored_ones(policy: Policy, engine: VLLMEngine) -> None:
     prompts = [(place, Prompt({}, ids)) for place, ids in enumerate(PROMPTS)]
     settings = GenerationSettings(2, EOS, 0, seed=3)
-    episodes = roll_out(policy.sampling(), engine, prompts, settings=settings, decode_text=lambda ids: "")
+    episodes = roll_out(policy.sampling(), engine, prompts, settings=settings, decode_text=lambda ids, prompt_ids: "")
     with torch.no_grad():
         scored_N = policy.forward(pack(episodes, policy.device), values=False).logp_N
     own_N = torch.cat([episode.sampled_T for episode in episodes])

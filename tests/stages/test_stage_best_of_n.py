@@ -81,7 +81,7 @@ def test_a_function_chooses_the_best_and_the_worst(
     pairs = {row["prompt"][-1]["content"]: row for row in read_rows(ran.out / "pairs.jsonl")}
     for row, demo in zip(rows, demos, strict=True):
         lengths = sorted(map(len, _texts(row)))
-        assert demo["messages"][:-1] == row["prompt"] and demo.keys() == {"messages"}
+        assert demo["messages"][:-1] == row["prompt"] and demo.keys() == {"messages", "plain_text"}
         assert demo["messages"][-1]["content"] in _texts(row)
         assert len(demo["messages"][-1]["content"]) == lengths[-1]
         if lengths[0] < lengths[-1] and (pair := pairs.get(row["prompt"][-1]["content"])):

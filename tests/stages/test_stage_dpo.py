@@ -14,6 +14,7 @@ import torch
 from crossing import crossed
 from peft import PeftModel
 
+from pipeline.recipe import DataSource
 from pipeline.stage import KINDS
 from pipeline.stages.dpo.config import LOSSES
 
@@ -159,3 +160,14 @@ def test_a_loss_trl_does_not_have_is_refused_with_the_recipe(train: dict[str, An
     config = KINDS["dpo"].config.model_validate({"data": "p", "model": "m", "train": {**TRAIN, **train}})
     (problem,) = config.check()
     assert re.match(message, str(problem))
+
+
+def test_the_reference_scores_held_out_pairs_only_where_they_are_evaluated(learn: Learn, chain: Any) -> None:
+    rows = DataSource(path=str(chain.recipe.parent / "pairs.jsonl"), held_out=0.5)
+    for strategy, is_evaluated in (("no", False), ("steps", True)):
+        train = {"max_steps": 2, "batch_size": 16, "learning_rate": 1e-3, "eval_strategy": strategy}
+        ran = learn("dpo", {"train": train}, rows)
+        totals = {event.total for event in ran.events if event.total}
+        held_out = 2 * ran.outcome.result.rows["held_out"]  # two responses of each pair
+        assert (held_out in totals) == is_evaluated
+        assert any("eval_loss" in row for row in ran.history) == is_evaluated

@@ -212,6 +212,9 @@ def test_every_figure_of_the_page_is_computed_again_from_the_samples(
             expected["Δ correct"] = f"{sign}{value:.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]{mark}"
         if "kl" in row.mine[0]:
             expected["KL (nats)"] = row.mean("kl")
+            nll = sum(row.column("nll")) / sum(row.column("length"))
+            assert report["models"][name]["nll"]["value"] == pytest.approx(nll, rel=1e-6)
+            assert cells["NLL by sft"].startswith(f"{nll:.2f} [")
             per_token = sum(row.column("kl")) / sum(row.column("length"))
             assert report["models"][name]["kl_per_token"]["value"] == pytest.approx(per_token, rel=1e-6)
             assert report["models"][name]["kl_k3"]["value"] == pytest.approx(_mean(row.column("kl_k3")), rel=1e-6)
@@ -222,6 +225,18 @@ def test_every_figure_of_the_page_is_computed_again_from_the_samples(
             part = _Row(own, name, seed=seed)
             assert counts["prompts"] == str(len(own))
             assert counts[name].startswith(f"{100 * _mean(part.column('correct')):.0f} %")
+
+
+def test_answers_are_as_likely_as_one_pass_of_the_baseline_says(
+    chain: Any, samples: list[dict[str, Any]], load_plain: Any, response_logprob: Any
+) -> None:
+    baseline, tokenizer = load_plain(chain["sft"].path)
+    for name in ("sft", "dpo"):
+        ended = [one for one in samples if one["answers"][name]["stop_reason"] == "eos"][:5]
+        assert ended
+        for one in ended:
+            logprob = response_logprob(baseline, tokenizer, one["prompt"], one["answers"][name]["text"])
+            assert one["answers"][name]["nll"] == pytest.approx(-logprob, abs=1e-4)
 
 
 def test_the_whole_report_is_made_again_from_the_samples(chain: Any) -> None:

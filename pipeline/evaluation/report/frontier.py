@@ -11,8 +11,8 @@ arXiv:2210.10760, section 3 (the square root of the KL).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,8 +32,8 @@ LEAST_MODELS = 3
 _LONGEST_LABEL = 24
 _MARGIN, _EPSILON = 0.08, 1e-3
 """Share of the axis that is empty at each of its ends; least axis."""
-_MARKER_PT, _ROWS = 8, 3
-"""Size of a point; how many labels may stand above one another on each side of it."""
+_MARKER_PT, _LINE_PT, _ROWS = 8, 2, 3
+"""Size of a point; room on each side of a line; how many labels may stand above one another on each side of a point."""
 _SINGLES = "^vDPX*"
 """Markers of models that are no variant."""
 
@@ -135,11 +135,11 @@ def _draw_panel(axes: Any, report: Report, judge: Judge) -> _Panel:
     best = _best_of_n(report, judge)
     span = _root(max(0.0, *(kl for _, kl, _ in best), *_divergences(report, judge)))
     panel = _Panel([], [], [])
-    for index, stage in enumerate(stages):
-        points = _points(report, stage, judge)
-        if points:
-            panel.add(_family(axes, report, points, colour[stage], judge), _family_label(stage, points))
-            panel.notes.extend(_label(axes, points, colour[stage], is_above=index % 2 == 0))
+    families = {stage: points for stage in stages if (points := _points(report, stage, judge))}
+    upper = _upper(families)
+    for stage, points in families.items():
+        panel.add(_family(axes, report, points, colour[stage], judge), _family_label(stage, points))
+        panel.notes.extend(_label(axes, points, colour[stage], is_above=stage in upper))
     if best:
         label = f"best of n of {plain(report.baseline)}, n up to {best[-1][0]}; KL at most log n - (n - 1) / n"
         panel.add(_curve(axes, best), label)
@@ -159,6 +159,15 @@ def _draw_panel(axes: Any, report: Report, judge: Judge) -> _Panel:
     axes.grid(color=RULE)
     axes.set_ylabel("mean gold score" if judge == "gold" else "mean score by the reward model")
     return panel
+
+
+def _upper(families: Mapping[str, Sequence[_Point]]) -> set[str]:
+    """Return the half of the stages that score highest, a single one too: their labels stand above their lines."""
+    means = {stage: sum(point.score for point in points) / len(points) for stage, points in families.items()}
+    ranked = sorted(
+        (stage for stage in means if any(one.row.settings for one in families[stage])), key=means.__getitem__
+    )
+    return set(ranked[len(ranked) // 2 :])
 
 
 def _title(judges: Sequence[Judge]) -> str:
@@ -237,7 +246,7 @@ def _label(axes: Axes, points: Sequence[_Point], colour: str, *, is_above: bool)
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
     style: Any = {"textcoords": "offset points", "bbox": box}
     labels = []
-    for point in sorted(points, key=lambda point: point.kl):
+    for point in sorted((one for one in points if one.row.settings), key=lambda point: point.kl):
         text, place = _point_label(point.row.settings), (point.kl, point.score)
         note = axes.annotate(text, place, (0, 0), color=colour, fontsize=9, fontweight="bold", zorder=5, **style)
         labels.append(_Label(note, is_above))
@@ -245,14 +254,12 @@ def _label(axes: Axes, points: Sequence[_Point], colour: str, *, is_above: bool)
 
 
 def _keep_apart(figure: Figure, axes: Axes, labels: Sequence[_Label]) -> None:
-    """Move labels to the first places beside their points where no other label or point is, else where least is.
+    """Move labels to the first places beside their points where no label, point or line is, else where least is.
 
-    Stages take turns above and below their points. Call it when all else is in the figure, as that moves the axes.
+    Call it when all else is in the figure, as that moves the axes.
     """
     figure.draw_without_rendering()
-    spots = axes.transData.transform([label.note.xy for label in labels])
-    half = _MARKER_PT / 2 * figure.dpi / 72
-    taken: list[Sequence[float]] = [(x - half, y - half, x + half, y + half) for x, y in spots]
+    taken = list(_drawn(axes, figure.dpi / 72))
     for label in labels:
         fits: list[tuple[float, int, tuple[int, int], Sequence[float]]] = []
         for row, turn, is_right in product(range(_ROWS), (1, -1), (not label.is_above, label.is_above)):
@@ -264,6 +271,28 @@ def _keep_apart(figure: Figure, axes: Axes, labels: Sequence[_Label]) -> None:
         best = min(fits)
         label.move(best[2])
         taken.append(best[3])
+
+
+def _drawn(axes: Axes, pixels_per_pt: float) -> Iterator[Sequence[float]]:
+    """Yield boxes of the points, and of short pieces of the lines: left, bottom, right and top of each, in pixels."""
+    for line in axes.lines:
+        data = np.asarray(line.get_xydata())
+        if not data.size:
+            continue
+        places = axes.transData.transform(data)
+        half = line.get_markersize() / 2 * pixels_per_pt
+        if line.get_marker() not in ("", "None", None):
+            yield from ((x - half, y - half, x + half, y + half) for x, y in places)
+        if line.get_linestyle() not in ("", "None"):
+            for (x, y), (to_x, to_y) in pairwise(places):
+                for part in np.linspace(
+                    0, 1, max(2, int(np.hypot(to_x - x, to_y - y) / (2 * _LINE_PT * pixels_per_pt)))
+                ):
+                    at_x, at_y, near = x + part * (to_x - x), y + part * (to_y - y), _LINE_PT * pixels_per_pt
+                    yield at_x - near, at_y - near, at_x + near, at_y + near
+    for text in axes.texts:
+        if text.get_text() and text.get_fontweight() != "bold":
+            yield tuple(text.get_window_extent().extents)
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> float:

@@ -119,6 +119,7 @@ def _model_rows(report: Report) -> list[list[str]]:
         ("correct", lambda m: correct_cell(m, report, percent_interval(m.correct)) if m.correct else ""),
         ("Δ correct", lambda m: _delta(m, report.level)),
         ("KL (nats)", lambda m: number_interval(m.kl) if m.kl else ""),
+        (f"NLL by {escaped(report.baseline)}", lambda m: number_interval(m.nll) if m.nll else ""),
         ("tokens", lambda m: number_interval(m.length, 1) if m.length else ""),
         ("ended", lambda m: percent(m.eos_rate.value) if m.eos_rate else ""),
         ("checkpoint", lambda m: f"`{m.ref}`" if m.ref else ""),
@@ -222,6 +223,13 @@ def _guide(report: Report) -> str:
         lines.append(
             "**KL** is how far a model moved from its reference, in nats per answer, on its own samples. A reward that "
             "rises with KL while gold falls is the reward model being exploited."
+        )
+    if any(m.nll for m in report.models.values()):
+        name = escaped(report.baseline)
+        lines.append(
+            f"**NLL by {name}** is the negative log-likelihood per token of the answers under {name}, in nats; its "
+            f"exponential is their perplexity. Fluent answers are near {name}'s own: far above, {name} would not write "
+            "them; far below, they repeat what is likeliest."
         )
     if any(m.eos_rate for m in report.models.values()):
         lines.append("**ended** is the share of answers that stopped by themselves before the length limit.")

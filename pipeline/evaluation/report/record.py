@@ -100,6 +100,8 @@ class ModelMetrics(Record):
         kl: KL to the reference in nats per response, estimator k1.
         kl_k3: KL to the reference in nats per response, estimator k3.
         kl_per_token: KL to the reference in nats per token, estimator k1.
+        nll: negative log-likelihood per token under the baseline, in nats; its exponential is the baseline's perplexity
+            of the answers.
         length: mean tokens per response.
         eos_rate: share of responses that ended with EOS before the limit.
         tasks: correctness per task.
@@ -119,6 +121,7 @@ class ModelMetrics(Record):
     kl: Estimate | None = None
     kl_k3: Estimate | None = None
     kl_per_token: Estimate | None = None
+    nll: Estimate | None = None
     length: Estimate | None = None
     eos_rate: Estimate | None = None
     tasks: dict[str, TaskMetrics] = Field(default_factory=dict)
@@ -174,7 +177,8 @@ class SettingFigures(Record):
         stage: name of the stage.
         settings: what sets it apart from other variants of the stage, without seeds; empty if only seeds are swept.
         models: names of the models.
-        figures: `win_rate`, `gold`, `reward`, `correct`, `kl` (nats per response) and `length` (tokens), if measured.
+        figures: `win_rate`, `gold`, `reward`, `correct`, `kl` (nats per response), `nll` (nats per token) and `length`
+            (tokens), if measured.
     """
 
     stage: str

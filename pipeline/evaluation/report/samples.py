@@ -34,6 +34,7 @@ class Answer(Record):
         result: result against the baseline's answer, by the judge; None for the baseline.
         kl: k1 estimate of the KL to the reference in nats, the log-ratio of the answer under the two models.
         kl_k3: k3 estimate of the same.
+        nll: negative log-likelihood of the answer under the baseline in nats, at the temperature of the answers.
         length: number of tokens, including the end token.
         stop_reason: why the answer stops.
     """
@@ -46,6 +47,7 @@ class Answer(Record):
     result: Result | None = None
     kl: float | None = None
     kl_k3: float | None = None
+    nll: float | None = None
     length: float | None = None
     stop_reason: StopReason | None = None
 

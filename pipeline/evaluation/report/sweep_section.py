@@ -22,6 +22,7 @@ def sweep_table(report: Report) -> list[list[str]]:
         ("reward", "reward", number),
         ("correct", "correct", percent),
         ("KL", "kl", number),
+        (f"NLL by {report.baseline}", "nll", number),
         ("tokens", "length", lambda value: number(value, 1)),
     ]
     shown = [column for column in columns if any(column[1] in row.figures for row in rows)]

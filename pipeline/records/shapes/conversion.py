@@ -9,8 +9,8 @@
 
 A turn has `role` (system, user, assistant, tool) and `content`. An assistant turn may have `tool_calls`,
 `reasoning_content` and `train: False`; a tool turn may have `tool_call_id` and `name`. A row may also have `tools`, the
-tools the assistant may call, and `plain_text: True` if all its sides were plain text, so that it can be continued as
-text. Columns that are not read stay in the row unchanged.
+tools the assistant may call, and `plain_text: True` if all its sides were plain text, or if it says so itself, so that
+it can be continued as text. Columns that are not read stay in the row unchanged.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pipeline.plain_data import Row, ShapedRow
 from pipeline.records.faults import BadRowError
 from pipeline.records.shapes.calls import tools_of
 from pipeline.records.shapes.formats import FORMATS, Parsed, of_openai, parse_comparison, read_columns
+from pipeline.records.shapes.plain import MARK, mark_of
 from pipeline.records.shapes.turns import ROLES, Turn, Turns, check_order
 from pipeline.stage import Shape
 
@@ -61,10 +62,11 @@ def shaped(row: Row, name: str, shape: Shape, system: str | None = None) -> Shap
         tools = tools_of(of_openai(row)) if name != "text" else []
         if tools:
             result["tools"] = tools
-        if parsed.is_plain and not parsed.system and not system and not tools:
-            result["plain_text"] = True
+        if (parsed.is_plain or mark_of(row)) and not parsed.system and not system and not tools:
+            result[MARK] = True
     # A prompt row keeps the columns it does not use: an answer beside the prompt is what a reward function checks.
     used = frozenset({"prompt"}) if shape in ("prompt", "candidates") else read_columns(name, row)
+    used |= {MARK}
     if shape == "labelled":
         column, result["label"] = _label(row)
         used |= {column}

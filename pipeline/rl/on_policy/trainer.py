@@ -6,7 +6,7 @@ Connects a recipe's prompts and rewards with a trl trainer that samples its own 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Sampler
 
 from pipeline.errors import PipelineError, Problem, agreeing, counted
+from pipeline.models.generate.continuation import with_leading_space
 from pipeline.models.load.pretrained import source_of
 from pipeline.models.tokenizer.contract import end_ids
 from pipeline.plain_data import KeywordArguments, Row, ShapedRow
@@ -47,6 +48,7 @@ class Prompts:
         shown: text that trl gets and logs instead of each prompt; all are different.
         train: number of training prompts.
         counts: number of prompts read, and of prompts left out because they leave too little room.
+        tokenizer: the policy's tokenizer.
         with_positions: whether the model needs `position_ids` for rows padded on the left.
     """
 
@@ -55,6 +57,7 @@ class Prompts:
     shown: list[str]
     train: int
     counts: dict[str, int]
+    tokenizer: PreTrainedTokenizerBase
     with_positions: bool = False
 
     @cached_property
@@ -122,7 +125,7 @@ def fitting_prompts(
     with_positions = needs_positions(ctx, model, fitting, tokenizer.pad_token_id)
     model.generation_config.eos_token_id = end_ids(tokenizer, model)  # trl stops at these; the template's is included
     shown = [f"[{number}] {tokenizer.decode(ids)}" for number, ids in enumerate(fitting)]
-    return Prompts([all_rows[i] for i in fits], fitting, shown, learned, counts, with_positions)
+    return Prompts([all_rows[i] for i in fits], fitting, shown, learned, counts, tokenizer, with_positions)
 
 
 def _refuse_long(
@@ -287,13 +290,17 @@ def _named(name: str, scorer: Scorer, known: Prompts) -> Callable[..., list[floa
         prompts: object, completions: list[Messages], completion_ids: list[list[int]], row: list[int], **offered: Any
     ) -> list[float]:
         samples = [
-            Sample(known.rows[i], known.prompt_ids[i], ids, turns[0]["content"])
+            Sample(known.rows[i], known.prompt_ids[i], ids, _said(turns, ids, known.prompt_ids[i], known.tokenizer))
             for i, ids, turns in zip(row, completion_ids, completions, strict=True)
         ]
         return scorer(samples, offered)
 
     reward.__name__ = name
     return reward
+
+
+def _said(turns: Messages, ids: Sequence[int], prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return with_leading_space(turns[0]["content"], ids, prompt_ids, tokenizer)
 
 
 def _combined(sources: RewardSources, known: Prompts) -> Callable[..., list[float]]:

@@ -60,7 +60,7 @@ class PPOTrainer:
         score: reward function of episodes.
         engine: rollout engine, which samples responses.
         generation: limits and end tokens of a response, and how its tokens are chosen; each rollout has its own seed.
-        decode_text: converts tokens to text.
+        decode_text: converts the tokens of a response, which follow those of a prompt, to text.
         held_out: prompts for evaluation; may be empty.
         seed: seed of all random numbers.
         ranks: all ranks of the run.
@@ -78,7 +78,7 @@ class PPOTrainer:
     score: Score
     engine: Engine
     generation: GenerationSettings
-    decode_text: Callable[[Sequence[int]], str]
+    decode_text: Callable[[Sequence[int], Sequence[int]], str]
     held_out: Sequence[Prompt] = ()
     seed: int = 0
     ranks: Ranks = field(default_factory=Ranks)

@@ -10,12 +10,10 @@ from typing import Any
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.plain_data import KeywordArguments, Row
+from pipeline.records.shapes.plain import MARK
 
 Offered = Mapping[str, Any]
 """What a trainer offers a reward function beside the rows: arguments by name, which the function may name or not."""
-
-PLAIN_TEXT = "plain_text"
-"""Key that `records` adds to a row; it is no column of the file."""
 
 
 def call_reward(
@@ -43,7 +41,7 @@ def call_reward(
     Raises:
         PipelineError: the function raises, returns another number of values, or a value that is not finite.
     """
-    columns = {key for row in rows for key in row} - {*skip, PLAIN_TEXT, "prompts", "completions"}
+    columns = {key for row in rows for key in row} - {*skip, MARK, "prompts", "completions"}
     taken = _taken(function, [*sorted(columns), *sorted(set(extra or {}) - columns)])
 
     def call(indices: Sequence[int]) -> Any:

@@ -50,7 +50,7 @@ def roll_out(
     prompts: Sequence[tuple[int, Prompt]],
     *,
     settings: GenerationSettings,
-    decode_text: Callable[[Sequence[int]], str],
+    decode_text: Callable[[Sequence[int], Sequence[int]], str],
 ) -> list[Episode]:
     """Sample one response per prompt.
 
@@ -59,7 +59,7 @@ def roll_out(
         engine: rollout engine.
         prompts: prompts with their indices in the full rollout.
         settings: limits, end tokens, how tokens are chosen, and the seed of this rollout.
-        decode_text: converts tokens to text without special tokens.
+        decode_text: converts the tokens of a response, which follow those of a prompt, to text without special tokens.
     """
     places = [place for place, _ in prompts]
     ids = [prompt.ids for _, prompt in prompts]
@@ -73,7 +73,7 @@ def roll_out(
             prompt_ids=prompt.ids,
             response_ids=response,
             ended=response[-1] in settings.ends,
-            text=decode_text(response),
+            text=decode_text(response, prompt.ids),
         )
         for (place, prompt), response in zip(prompts, sampled.responses, strict=True)
     ]

@@ -50,7 +50,7 @@ class Config(RewardFields):
 
 register_kind(
     "best_of_n",
-    version=1,
+    version=2,
     config=Config,
     run="pipeline.stages.best_of_n.run:run",
     makes="demonstrations",

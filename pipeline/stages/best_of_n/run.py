@@ -17,6 +17,7 @@ from pipeline.evaluation.stats.estimate import rounded
 from pipeline.evaluation.stats.intervals import Bootstrap
 from pipeline.plain_data import JsonObject, Row, ShapedRow
 from pipeline.preferences.candidates import OF_SAMPLING, is_usable
+from pipeline.records.shapes.plain import mark_of
 from pipeline.rl.rewards.functions import call_reward
 from pipeline.rl.rewards.sources import RewardSources
 from pipeline.rl.rewards.texts import Answered, scores_by_model, unreadable
@@ -219,7 +220,7 @@ def _write(out: Path, rows: Sequence[Row], choices: Sequence[Choice | None]) -> 
         for row, choice in zip(rows, choices, strict=True):
             if choice is None:
                 continue
-            beside: JsonObject = {"tools": row["tools"]} if row.get("tools") else {}
+            beside: JsonObject = {**({"tools": row["tools"]} if row.get("tools") else {}), **mark_of(row)}
             best = {"role": "assistant", "content": choice.best.text}
             demo_file.write(json.dumps({"messages": [*row["prompt"], best], **beside}, ensure_ascii=False) + "\n")
             demos += 1

@@ -167,7 +167,7 @@ def ledger_names(sources: Iterable[ResolvedInput], endpoints: Mapping[str, Answe
 for _kind in ("labels", "collect"):  # the second is the older word
     register_kind(
         _kind,
-        version=2,
+        version=3,
         config=Config,
         run="pipeline.stages.collect.run:run",
         makes="preferences",

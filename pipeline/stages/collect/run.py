@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.endpoints.answers import AnswerEndpoint
 from pipeline.errors import ExitCode, PipelineError, Problem, agreeing, counted, listed
 from pipeline.evaluation.stats.annotators import krippendorff_alpha, raw_agreement
+from pipeline.plain_data import Row
 from pipeline.preferences import need
 from pipeline.preferences.agreement import edited_pairs, exported, label_table
 from pipeline.preferences.anchors import ledger_name, note_head
@@ -23,7 +24,8 @@ from pipeline.preferences.ranking_rows import ranking_rows
 from pipeline.preferences.rankings import Implied, implied, tau_b
 from pipeline.preferences.rating_rows import rating_rows
 from pipeline.preferences.stored_items import ids_of
-from pipeline.stage import StageContext, StageResult
+from pipeline.records.shapes.plain import mark_of
+from pipeline.stage import Rows, StageContext, StageResult
 from pipeline.stages.collect.aggregation import aggregated
 from pipeline.stages.collect.config import Config, ledger_names, ledger_url
 
@@ -37,11 +39,10 @@ RANKINGS = "rankings.jsonl"
 """File of the artifact with the rankings, where people rank."""
 
 
-def _batch(ctx: StageContext, config: Config, events: Sequence[LedgerEvent]) -> Batch:
+def _batch(ctx: StageContext, config: Config, rows: Rows | None, events: Sequence[LedgerEvent]) -> Batch:
     """Return the pairs or groups of the data, or the pairs that the models made in the dialogues so far."""
-    if config.is_live:
+    if rows is None:
         return Batch(Dialogues().take(events).items(), total=config.talk.labels)
-    rows = ctx.load_rows("data")
     items, left_out, alone, is_ranked = items_to_label(rows, config, ctx.seed)
     if is_ranked and (problems := config.ranking_problems()):
         raise PipelineError(*problems)
@@ -67,7 +68,8 @@ def run(ctx: StageContext, config: Config) -> StageResult:
     ledger = Ledger(ledger_url(config, store), config.batch or ctx.name)
     events = ledger.events()
     state = State().take(events)
-    batch = _batch(ctx, config, events)
+    rows = None if config.is_live else ctx.load_rows("data")
+    batch = _batch(ctx, config, rows, events)
     items = batch.items
     done, full = Assignment(batch, state).progress()
     if done < full:
@@ -83,7 +85,7 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         raise PipelineError(Problem("no label prefers one answer", "at least one that does", "collect more pairs"))
     edits = edited_pairs(preferences, items)
     kept = [item for item in items if not _is_left_out(item.id, state)]
-    _write(ctx.out / FILE, preferences)
+    _write(ctx.out / FILE, _marked(preferences, rows))
     if config.dimensions:
         _write(ctx.out / RATINGS, rating_rows(kept, state))
     if batch.is_ranked:
@@ -110,6 +112,13 @@ def run(ctx: StageContext, config: Config) -> StageResult:
         + (f", {edits} of an edited answer" if edits else "")
         + (f"; no row of {reasons}" if reasons else ""),
     )
+
+
+def _marked(preferences: Sequence[Row], rows: Rows | None) -> Iterable[Row]:
+    """Return preferences with the mark of plain text where the row with their prompt has it."""
+    read = [*rows.train, *rows.held_out] if rows else []
+    plain = {json.dumps(row["prompt"]): mark_of(row) for row in read}
+    return ({**row, **plain.get(json.dumps(row["prompt"]), {})} for row in preferences)
 
 
 def _beside(items: Sequence[Item], state: State) -> dict[str, float]:

@@ -42,6 +42,8 @@ class Sampled:
         kl: k1 estimate of the KL to the baseline, per answer; None for the baseline and for greedy answers.
         kl_k3: k3 estimate of the same KL.
         is_variant: whether it is the baseline's checkpoint with another decoding.
+        nll: negative log-likelihood of each answer under the baseline in nats, at the temperature of the answers; None
+            for greedy answers.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Sampled:
     kl: list[float] | None
     kl_k3: list[float] | None
     is_variant: bool
+    nll: list[float] | None = None
 
     def at(self, places: Sequence[int]) -> Sampled:
         """Return the answers to some of the prompts."""
@@ -62,6 +65,7 @@ class Sampled:
             stops=[self.stops[i] for i in places],
             kl=self.kl and [self.kl[i] for i in places],
             kl_k3=self.kl_k3 and [self.kl_k3[i] for i in places],
+            nll=self.nll and [self.nll[i] for i in places],
         )
 
 
@@ -85,6 +89,8 @@ class _Column(NamedTuple):
 
 def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sampled], int]:
     """Let every checkpoint answer every prompt, on all ranks, and measure the KL to the baseline if it is one of them.
+
+    The baseline's log-probabilities, which the KL needs, also say how likely it finds the answers, its own among them.
 
     With `best_of_n` the baseline answers several times, under the names of `config.draws`, which come last.
 
@@ -114,16 +120,22 @@ def sample_all(ctx: StageContext, config: Config, asked: Asked) -> tuple[list[Sa
     def is_same(column: _Column) -> bool:
         return by is not None and column.request.source.fingerprint == by.source.fingerprint
 
-    scorings = [columns[name].scoring(responses[name], by) for name in compared]
-    kl = {name: _kl(own[name], theirs) for name, theirs in zip(compared, sampler.logprobs(scorings), strict=True)}
+    judged = [*compared, config.baseline] if compared else []
+    scorings = [columns[name].scoring(responses[name], by) for name in judged]
+    by_baseline = dict(zip(judged, sampler.logprobs(scorings), strict=True))
     sampler.report()
-    sampled = [
-        _sampled(name, column, responses[name], kl.get(name), is_variant=name != config.baseline and is_same(column))
-        for name, column in columns.items()
-    ]
+
+    def sampled_from(name: str, column: _Column) -> Sampled:
+        is_variant = name != config.baseline and is_same(column)
+        one = _sampled(name, column, responses[name], is_variant=is_variant)
+        if name in own:
+            k1, k3 = _kl(own[name], by_baseline[name])
+            one = replace(one, kl=k1, kl_k3=k3)
+        return replace(one, nll=_nll(by_baseline[name])) if name in by_baseline else one
+
+    sampled = [sampled_from(name, column) for name, column in columns.items()]
     sampled += [
-        _sampled(name, column, own, None, is_variant=True)
-        for (name, column), own in zip(draws.items(), drawn, strict=True)
+        _sampled(name, column, own, is_variant=True) for (name, column), own in zip(draws.items(), drawn, strict=True)
     ]
     return sampled, sampler.reused
 
@@ -170,23 +182,15 @@ def _compared(ctx: StageContext, config: Config, tokenizers: dict[str, PreTraine
     return compared
 
 
-def _sampled(
-    name: str,
-    column: _Column,
-    responses: Sequence[Response],
-    kl: tuple[list[float], list[float]] | None,
-    *,
-    is_variant: bool,
-) -> Sampled:
-    k1, k3 = kl or (None, None)
+def _sampled(name: str, column: _Column, responses: Sequence[Response], *, is_variant: bool) -> Sampled:
     return Sampled(
         name=name,
         ref=_ref(column.request.source),
         texts=[response.text for response in responses],
         lengths=[len(response.ids) for response in responses],
         stops=[cast(StopReason, response.finish_reason) for response in responses],  # no stop string was given
-        kl=k1,
-        kl_k3=k3,
+        kl=None,
+        kl_k3=None,
         is_variant=is_variant,
     )
 
@@ -211,6 +215,11 @@ def _kl(policy: list[list[float]], reference: list[list[float]]) -> tuple[list[f
     for i, own_k1, own_k3 in zip(rows, sums.k1_B.tolist(), sums.k3_B.tolist(), strict=True):
         k1[i], k3[i] = rounded(own_k1), rounded(own_k3)
     return k1, k3
+
+
+def _nll(logprobs: list[list[float]]) -> list[float]:
+    """Return -Σ log p of each response, rounded as in the samples file; NaN for an empty response."""
+    return [rounded(-sum(values)) if values else float("nan") for values in logprobs]
 
 
 def _ref(source: ResolvedInput) -> str:

@@ -194,7 +194,7 @@ def _forecast(config: Config, rows: RequestRows) -> Iterator[tuple[RequestForeca
 
 register_kind(
     "evaluate",
-    version=3,
+    version=4,
     config=Config,
     run="pipeline.stages.evaluate.run:run",
     makes="report",

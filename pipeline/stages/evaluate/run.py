@@ -125,7 +125,7 @@ def _prompts(ctx: StageContext) -> list[ShapedRow]:
 
 def _metrics(report: Report) -> dict[str, float]:
     """Return the report's main figures as flat metrics for the manifest: `dpo/win_rate`, `dpo/correct`, …."""
-    figures = ("win_rate", "gold", "reward", "correct", "kl", "length", "eos_rate")
+    figures = ("win_rate", "gold", "reward", "correct", "kl", "nll", "length", "eos_rate")
     return {
         f"{name}/{figure}": getattr(model, figure).value
         for name, model in report.models.items()

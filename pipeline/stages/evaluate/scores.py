@@ -40,6 +40,7 @@ def score_all(ctx: StageContext, config: Config, rows: Sequence[Row], sampled: l
             stop_reasons=each.stops,
             kl=each.kl,
             kl_k3=each.kl_k3,
+            nll=each.nll,
             is_variant=each.is_variant,
             **{column: [rounded(value) for value in values] for column, values in scores[each.name].items()},
         )

@@ -53,7 +53,7 @@ class Config(OnPolicyConfig):
 
 register_kind(
     "grpo",
-    version=2,
+    version=3,
     config=Config,
     run="pipeline.stages.grpo.train:run",
     makes="model",

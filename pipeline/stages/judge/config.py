@@ -90,7 +90,7 @@ def _cap(config: Config) -> str:
 
 register_kind(
     "judge",
-    version=2,
+    version=3,
     config=Config,
     run="pipeline.stages.judge.run:run",
     makes="preferences",

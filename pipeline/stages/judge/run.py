@@ -14,6 +14,7 @@ from pipeline.evaluation.judges.report import Spent, metrics_of, page
 from pipeline.evaluation.judges.verdicts import OrderVerdict
 from pipeline.evaluation.stats.estimate import rounded, stable
 from pipeline.plain_data import JsonObject
+from pipeline.records.shapes.plain import mark_of
 from pipeline.stage import StageContext, StageResult
 from pipeline.stages.judge.calls import Verdicts, failure_of, judge_by_calls
 from pipeline.stages.judge.config import Config
@@ -116,7 +117,7 @@ def _preference(one: JudgedPair) -> JsonObject:
     assert one.probability is not None, "a preference has a probability"
     pair = one.pair
     chosen, rejected = (pair.first, pair.second) if one.outcome == "first" else (pair.second, pair.first)
-    row: JsonObject = {"prompt": pair.row["prompt"], "chosen": chosen, "rejected": rejected}
+    row: JsonObject = {"prompt": pair.row["prompt"], "chosen": chosen, "rejected": rejected, **mark_of(pair.row)}
     if "tools" in pair.row:
         row["tools"] = pair.row["tools"]
     return {**row, "margin": rounded(abs(2 * one.probability - 1))}

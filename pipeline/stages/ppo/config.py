@@ -93,7 +93,7 @@ class Config(RewardFields):
 
 register_kind(
     "ppo",
-    version=2,
+    version=3,
     config=Config,
     run="pipeline.stages.ppo.train:run",
     makes="model",

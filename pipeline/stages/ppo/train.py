@@ -10,6 +10,7 @@ import torch
 
 from pipeline.errors import PipelineError, Problem, counted
 from pipeline.models.forward import context_limit
+from pipeline.models.generate.continuation import decoded_response
 from pipeline.models.generate.decode import GenerationSettings
 from pipeline.models.generate.engines.batched import BatchedEngine
 from pipeline.models.generate.engines.engine import Engine
@@ -115,7 +116,7 @@ def _trainer(ctx: StageContext, config: Config, tokenizer: PreTrainedTokenizerBa
         score=_score_of(rewards, by_token=config.train.token_rewards),
         engine=engine,
         generation=generation,
-        decode_text=lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+        decode_text=lambda ids, prompt_ids: decoded_response(ids, prompt_ids, tokenizer),
         held_out=held_out,
         seed=ctx.seed,
         ranks=ranks,

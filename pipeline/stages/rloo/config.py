@@ -41,7 +41,7 @@ class Config(OnPolicyConfig):
 
 register_kind(
     "rloo",
-    version=2,
+    version=3,
     config=Config,
     run="pipeline.stages.rloo.train:run",
     makes="model",

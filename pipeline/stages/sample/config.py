@@ -171,7 +171,7 @@ def _forecast(config: Config, rows: RequestRows) -> list[tuple[RequestForecast, 
 
 register_kind(
     "sample",
-    version=3,
+    version=4,
     config=Config,
     run="pipeline.stages.sample.run:run",
     makes="candidates",
