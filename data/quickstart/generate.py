@@ -34,14 +34,14 @@ from world import (
 Row = dict[str, Any]
 
 SIZES = {
-    "corpus_chats": 11000,
-    "corpus_prose": 1800,
-    "corpus_remarks": 6000,
-    "corpus_spelling": 1200,
+    "corpus_chats": 10600,
+    "corpus_prose": 1700,
+    "corpus_remarks": 5700,
+    "corpus_spelling": 1000,
     "demonstrations": 350,
     "preferences": 2000,
     "preferences_test": 500,
-    "prompts": 1600,
+    "prompts": 1550,
 }
 HELD_OUT_PROMPTS: dict[Split, dict[str, int]] = {
     "dev": dict(zip(TASKS, (20, 10, 14, 42, 42, 46, 42, 42, 42), strict=True)),
