@@ -21,7 +21,7 @@ load_all()
 
 @pytest.fixture
 def real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One row of each shape in the files that the recipes on real data read, and a model for `stories-sentiment.yaml`."""
+    """One row of each shape in the files of the recipes on real data, and a model for `stories-sentiment.yaml`."""
     turn = {"role": "user", "content": "hello"}
     said = [{"role": "assistant", "content": "hi"}]
     pair = {"prompt": [turn], "chosen": said, "rejected": [{"role": "assistant", "content": "no"}]}
