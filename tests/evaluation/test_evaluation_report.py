@@ -120,17 +120,24 @@ def test_reader_refuses_other_files(tmp_path):
 def test_final_table(report):
     header, dpo, sft, greedy = headline(report)
     assert header == [
-        "model", "win rate vs sft", "gold", "reward", "correct", "KL", "tokens", "ended", "tasks below sft",
+        "model", "correct", "win rate vs sft", "gold", "reward", "KL", "tokens", "ended", "tasks below sft",
     ]  # fmt: skip
     assert dpo[0] == "dpo"
-    assert dpo[1].startswith("80.0 % [")
+    assert dpo[2].startswith("80.0 % [")
     # 50 % correct against 100 %: ten of twenty lost, none won, marked.
     # Reward rose from 2 to 5 while those ten fell: the reward model is gamed.
-    assert dpo[3:] == ["5.00 (gamed)", "50.0 % ▼", "2.08", "12.0", "95 %", "▼ fact"]
-    assert sft == ["sft", "baseline", "1.00 [1.00, 1.00]", "2.00", "100.0 %", "0.00", "10.0", "100 %", "–"]
+    assert [dpo[1], *dpo[4:]] == ["50.0 % ▼", "5.00 (gamed)", "2.08", "12.0", "95 %", "▼ fact"]
+    assert sft == ["sft", "100.0 %", "baseline", "1.00 [1.00, 1.00]", "2.00", "0.00", "10.0", "100 %", "–"]
     assert greedy[5] == "–"
     assert greedy[-1] == "none"
     assert all(len(row) == len(header) and all(isinstance(cell, str) for cell in row) for row in headline(report))
+
+
+def test_the_first_figure_is_the_one_that_decides(report):
+    by_gold = {name: metrics.model_copy(update={"correct": None}) for name, metrics in report.models.items()}
+    unchecked = report.model_copy(update={"models": by_gold})
+    assert headline(unchecked)[0][1:4] == ["win rate vs sft", "gold", "reward"]
+    assert headline(unchecked.model_copy(update={"judge": "reward"}))[0][1:4] == ["gold", "win rate vs sft", "reward"]
 
 
 def test_columns_without_values_are_left_out(report):

@@ -109,6 +109,8 @@ def _lead(report: Report) -> str:
 def _model_rows(report: Report) -> list[list[str]]:
     """Return the table of models, without columns that are empty for all."""
     columns = [
+        ("correct", lambda m: correct_cell(m, report, percent_interval(m.correct)) if m.correct else ""),
+        ("Δ correct", lambda m: _delta(m, report.level)),
         (f"win rate vs {escaped(report.baseline)}", win_cell),
         (
             "won / tied / lost",
@@ -116,8 +118,6 @@ def _model_rows(report: Report) -> list[list[str]]:
         ),
         ("gold", lambda m: number_interval(m.gold) if m.gold else ""),
         ("reward", lambda m: number_interval(m.reward) + _gamed(m) if m.reward else ""),
-        ("correct", lambda m: correct_cell(m, report, percent_interval(m.correct)) if m.correct else ""),
-        ("Δ correct", lambda m: _delta(m, report.level)),
         ("KL (nats)", lambda m: number_interval(m.kl) if m.kl else ""),
         (f"NLL by {escaped(report.baseline)}", lambda m: number_interval(m.nll) if m.nll else ""),
         ("tokens", lambda m: number_interval(m.length, 1) if m.length else ""),

@@ -15,7 +15,10 @@ _MOST_NAMED = 2
 
 
 def headline(report: Report) -> list[list[str]]:
-    """Return the final table: a header and one row per model, as plain text, without empty columns."""
+    """Return the final table: a header and one row per model, as plain text, without empty columns.
+
+    The columns stand in the order in which figures decide a conclusion, so the first one decides.
+    """
     columns: list[tuple[str, list[str]]] = [("model", list(report.models))]
 
     def add(title: str, cells: Mapping[str, str]) -> None:
@@ -23,10 +26,12 @@ def headline(report: Report) -> list[list[str]]:
             columns.append((title, [cells[name] or "–" for name in report.models]))
 
     models = report.models
-    add(f"win rate vs {report.baseline}", {name: _win_cell(report, name) for name in models})
-    add("gold", {name: number_interval(m.gold) if m.gold else "" for name, m in models.items()})
-    add("reward", {name: _reward_cell(m) for name, m in models.items()})
     add("correct", {name: _correct_cell(m, report) for name, m in models.items()})
+    won = (f"win rate vs {report.baseline}", {name: _win_cell(report, name) for name in models})
+    gold = ("gold", {name: number_interval(m.gold) if m.gold else "" for name, m in models.items()})
+    for title, cells in (gold, won) if report.judge == "reward" else (won, gold):
+        add(title, cells)
+    add("reward", {name: _reward_cell(m) for name, m in models.items()})
     add("KL", {name: number(m.kl.value) if m.kl else "" for name, m in models.items()})
     add("tokens", {name: number(m.length.value, 1) if m.length else "" for name, m in models.items()})
     add("ended", {name: percent(m.eos_rate.value, 0) if m.eos_rate else "" for name, m in models.items()})
