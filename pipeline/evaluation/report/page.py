@@ -5,7 +5,7 @@ Owns wording and order. Knows nothing of statistics or files: it renders a `Repo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline.errors import counted
 from pipeline.evaluation.markdown import escaped, table
@@ -108,7 +108,7 @@ def _lead(report: Report) -> str:
 
 def _model_rows(report: Report) -> list[list[str]]:
     """Return the table of models, without columns that are empty for all."""
-    columns = [
+    columns: list[tuple[str, Callable[[ModelMetrics], str]]] = [
         ("correct", lambda m: correct_cell(m, report, percent_interval(m.correct)) if m.correct else ""),
         ("Δ correct", lambda m: _delta(m, report.level)),
         (f"win rate vs {escaped(report.baseline)}", win_cell),
