@@ -84,6 +84,7 @@ def test_pairs_are_two_different_answers_as_the_next_stage_reads_them(sample: Ca
                 "chosen": [{"role": "assistant", "content": first}],
                 "rejected": [{"role": "assistant", "content": second}],
                 "propensity": pair["propensity"],
+                "plain_text": True,  # as the prompts were; with a chat template they are turns all the same
             }
             place += 1
     assert place == len(pairs) == ran.outcome.result.metrics["pairs"]
@@ -246,9 +247,8 @@ def test_reward_models_score_the_answers_and_choose_the_pairs(
         else:
             assert propensity == pytest.approx(0.1 * 2 / (len(usable) * (len(usable) - 1)))
     assert widest > 0.7 * len(plain) - 5
-    assert [set(pair) for pair in _rows(ran, "pairs.jsonl")] == [{"prompt", "chosen", "rejected", "propensity"}] * len(
-        plain
-    )
+    columns = {"prompt", "chosen", "rejected", "propensity", "plain_text"}
+    assert [set(pair) for pair in _rows(ran, "pairs.jsonl")] == [columns] * len(plain)
 
 
 def test_stopped_between_reward_models_it_goes_on_to_the_same_bytes(sample: Callable[..., Any], tmp_path: Path) -> None:
