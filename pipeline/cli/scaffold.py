@@ -6,9 +6,12 @@ checkout `recipes/` and `data/`. Knows nothing of the meaning of a recipe.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from filecmp import cmp
+from itertools import compress
 from pathlib import Path
 
 from pipeline.errors import PipelineError, Problem, listed, nearest
@@ -70,7 +73,9 @@ def write_starter(file: Path, kind: str, *, overwrite: bool = False) -> Written:
 
 
 def write_example(name: str, folder: Path, *, overwrite: bool = False) -> Written:
-    """Copy an example recipe, its data and the Python file of its functions into a folder.
+    """Copy an example recipe, its data and the Python file of its functions into a folder, and those that it extends.
+
+    What it extends may be there already, as shipped.
 
     Raises:
         PipelineError: no such example, or a file exists.
@@ -79,13 +84,29 @@ def write_example(name: str, folder: Path, *, overwrite: bool = False) -> Writte
     if name not in examples():
         raise PipelineError(Problem(f"no example `{name}`", f"one of {listed(examples())}", nearest(name, examples())))
     recipe = Path("recipes") / f"{name}.yaml"
-    copied = [recipe, *_code_of(source, name), *_data_of(source, name)]
+    extended = [path for base in _extended_by(source, name) for path in _files_of(source, base)]
+    is_new = [
+        not (folder / path).is_file() or not cmp(folder / path, source / path, shallow=False) for path in extended
+    ]
+    copied = [*_files_of(source, name), *compress(extended, is_new)]
     _refuse_existing([folder / path for path in copied], overwrite=overwrite)
     for path in copied:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, folder / path)
     steps = (f"cd {folder}", f"trueup plan {recipe}", f"trueup run {recipe}")
     return Written(tuple(folder / path for path in copied), folder / recipe, steps)
+
+
+def _files_of(source: Path, name: str) -> list[Path]:
+    """Return the recipe of an example, its Python file and its data, relative to ``source``."""
+    return [Path("recipes") / f"{name}.yaml", *_code_of(source, name), *_data_of(source, name)]
+
+
+def _extended_by(source: Path, name: str) -> list[str]:
+    """Return the names of the examples that an example extends, directly or through another."""
+    text = (source / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    named = re.findall(r"^extends: (\S+)\.yaml$", text, re.MULTILINE)
+    return [*named, *(further for base in named for further in _extended_by(source, base))]
 
 
 def _code_of(source: Path, name: str) -> Iterable[Path]:

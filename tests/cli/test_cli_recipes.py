@@ -358,6 +358,19 @@ def test_an_example_is_copied_with_its_data_and_can_be_planned(trueup: Trueup, t
     assert "exists" in again.stderr
 
 
+def test_an_example_brings_what_it_extends(trueup: Trueup, tmp_path: Path) -> None:
+    told = trueup("new", "--example", "reward-hacking", "mine")
+    assert told.exit_code == 0, told.output
+    planned = trueup("plan", "mine/recipes/reward-hacking.yaml", "--json")
+    assert planned.exit_code == 0, planned.output
+    again = trueup("new", "--example", "rlaif", "mine")  # the quickstart is there, as shipped
+    assert again.exit_code == 0, again.output
+    (tmp_path / "mine" / "recipes" / "quickstart.yaml").write_text("name: mine\n")
+    kept = trueup("new", "--example", "online-dpo", "mine")
+    assert kept.exit_code == 2 and "quickstart.yaml exists" in kept.stderr
+    assert (tmp_path / "mine" / "recipes" / "quickstart.yaml").read_text() == "name: mine\n"
+
+
 def test_examples_are_read_from_an_installed_package(
     trueup: Trueup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
