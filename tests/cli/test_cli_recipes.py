@@ -358,11 +358,16 @@ def test_an_example_is_copied_with_its_data_and_can_be_planned(trueup: Trueup, t
     assert "exists" in again.stderr
 
 
-def test_an_example_brings_what_it_extends(trueup: Trueup, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["feedback", "online-dpo", "ppo-settings", "reward-hacking", "rlaif"])
+def test_an_example_that_extends_another_can_be_planned(name: str, trueup: Trueup) -> None:
+    assert trueup("new", "--example", name, "mine").exit_code == 0
+    planned = trueup("plan", f"mine/recipes/{name}.yaml", "--json")
+    assert planned.exit_code == 0, planned.output
+
+
+def test_an_example_keeps_what_is_there_of_what_it_extends(trueup: Trueup, tmp_path: Path) -> None:
     told = trueup("new", "--example", "reward-hacking", "mine")
     assert told.exit_code == 0, told.output
-    planned = trueup("plan", "mine/recipes/reward-hacking.yaml", "--json")
-    assert planned.exit_code == 0, planned.output
     again = trueup("new", "--example", "rlaif", "mine")  # the quickstart is there, as shipped
     assert again.exit_code == 0, again.output
     (tmp_path / "mine" / "recipes" / "quickstart.yaml").write_text("name: mine\n")

@@ -316,6 +316,13 @@ def test_a_gamed_reward_that_never_helped_what_is_watched_leaves_nothing_to_keep
     assert "never got better than its start; expected a watched score above that of the reference" in text
 
 
+def test_one_prompt_leaves_none_to_watch(ppo: Run, rewards: str, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "which colour has the cat ?"}\n')
+    config = {"train": {**QUICK, "best_by": "watch"}, "watch_functions": [f"{rewards}:clumsy"]}
+    text = _refused(ppo(data=tmp_path / "one.jsonl", config=config, expect="failed"))
+    assert "train.best_by is watch, and data " in text and "has one prompt" in text
+
+
 def test_weights_cannot_be_chosen_by_what_nobody_watches() -> None:
     config = Config(data="d", model="m", reward=["rm"], train={"best_by": "watch"})
     (problem,) = config.check()

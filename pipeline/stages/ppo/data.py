@@ -58,6 +58,10 @@ def load_prompts(
         train, held_out = train[count:], train[:count]
     if not train:
         raise PipelineError(Problem("no prompts", "at least two", "check the data source", stage=ctx.name))
+    if not held_out and config.train.best_by == "watch":
+        statement = f"train.best_by is watch, and data {config.data} has one prompt"
+        remedy = "bring more prompts, or leave best_by out"
+        raise PipelineError(Problem(statement, "another prompt, whose answers are watched", remedy))
     return train, held_out[: config.train.eval_prompts]
 
 
